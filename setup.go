@@ -1,0 +1,3 @@
+package optcache
+
+const pluginName = "optcache"
