@@ -1,13 +1,28 @@
 // Package optcache is a CoreDNS plugin that answers repeated questions from memory.
+//
+// It stands where the cache plugin stands in the chain and takes its place word for word in
+// the Corefile. Popular names are served from a hot tier, the others from a segmented LRU;
+// readers reach both without a lock, and the garbage collector never sees an entry.
+//
+// The way of a request: ServeDNS (this file) makes the key and asks the store (store.go), which
+// looks into the hot tier (hotcache.go), then through the index into the arena. A hit is turned
+// into a reply (reply.go), as bytes where nothing in front needs a message (neutral.go). A miss
+// goes on to the next plugin with a writer (writer.go) that decides what of the response is
+// kept (admit.go) and inserts it. The policy (slru.go) says what goes for it.
 package optcache
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/wire"
 )
 
 // options is what one optcache block of a Corefile asks for.
@@ -34,24 +49,194 @@ type classOptions struct {
 	except   []string      // normalized zones whose answers of this class are not cached
 }
 
-// Optcache is the plugin's handler.
+// Optcache is the plugin's handler. Its methods are safe for concurrent use once it has been
+// started.
 type Optcache struct {
 	Next plugin.Handler
 	options
+
+	zoneNames zoneSet          // zones
+	except    [classes]zoneSet // zones whose answers are not cached
+	bypass    zoneSet          // zones that some plugin wants to be asked for each time
+
+	store   *store
+	view    string
+	front   front // what stands in front of this plugin
+	servers atomic.Pointer[[]*server]
+	pool    sync.Pool // of *scratch
+
+	clock func() int64     // ns on a monotonic clock; only differences count
+	wall  func() time.Time // for the validity of signatures
 }
 
-func newOptcache(o options) *Optcache { return &Optcache{options: o} }
+// processStart is the zero of the monotonic clock.
+var processStart = time.Now()
 
-// start allocates the store. It runs once the server block is complete.
-func (o *Optcache) start(view string, handlers []plugin.Handler) error { return nil }
+func newOptcache(o options) *Optcache {
+	h := &Optcache{
+		options:   o,
+		zoneNames: newZoneSet(o.zones),
+		except:    [classes]zoneSet{success: newZoneSet(o.success.except), denial: newZoneSet(o.denial.except)},
+		clock:     func() int64 { return int64(time.Since(processStart)) },
+		wall:      time.Now,
+	}
+	h.pool.New = func() any { return newScratch() }
+	return h
+}
 
-// stop releases what start took.
-func (o *Optcache) stop() error { return nil }
+// zoneBypasser is implemented by plugins whose zones change behind the cache's back; the
+// built-in cache asks for the same interface.
+type zoneBypasser interface {
+	CacheBypassZones() []string
+}
+
+// start allocates the store. It runs once the server block is complete: view is the block's
+// view, handlers are its plugins in the order in which they are called.
+func (o *Optcache) start(view string, handlers []plugin.Handler) error {
+	var bypass []string
+	for _, h := range handlers {
+		if b, ok := h.(zoneBypasser); ok {
+			bypass = append(bypass, b.CacheBypassZones()...)
+		}
+	}
+	o.bypass = newZoneSet(bypass)
+	o.front = inspect(handlers)
+	o.view = view
+	st, err := newStore(plan(&o.options))
+	if err != nil {
+		return err
+	}
+	o.store = st
+	instances.add(o)
+	return nil
+}
+
+// stop gives back the memory that start took. Requests that are still under way find nothing.
+func (o *Optcache) stop() error {
+	if o.store != nil {
+		instances.remove(o)
+		o.store.close()
+	}
+	return nil
+}
 
 // Name implements plugin.Handler.
 func (o *Optcache) Name() string { return pluginName }
 
 // ServeDNS implements plugin.Handler.
 func (o *Optcache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if !cacheable(r) {
+		return o.next(ctx, w, r)
+	}
+	s := o.pool.Get().(*scratch)
+	q := &r.Question[0]
+	n, ok := wire.PackName(s.out[wire.HeaderLen:], q.Name)
+	if !ok {
+		o.release(s)
+		return o.next(ctx, w, r)
+	}
+	opt := r.IsEdns0()
+	do := opt != nil && opt.Do()
+	s.key.set(o.store.seed, s.out[wire.HeaderLen:wire.HeaderLen+n], q.Qtype, q.Qclass, do, r.CheckingDisabled)
+	if !o.zoneNames.contain(s.key.name()) || o.bypass.contain(s.key.name()) {
+		o.release(s)
+		return o.next(ctx, w, r)
+	}
+
+	srv := o.server(ctx)
+	now := o.clock()
+	s.body = wire.HeaderLen + n + questionTail
+	if o.store.lookup(s, now) {
+		rcode, err := o.reply(ctx, w, r, opt, s, srv, now)
+		o.release(s)
+		return rcode, err
+	}
+
+	srv.add(s.stripe, countMiss, 1)
+	rw := &writer{ResponseWriter: w, o: o, ctx: ctx, server: srv, key: s.key, ad: r.AuthenticatedData}
+	o.release(s)
+	return o.ask(ctx, rw, r)
+}
+
+// cacheable reports whether r is a question that may be answered from memory at all.
+func cacheable(r *dns.Msg) bool {
+	if r.Opcode != dns.OpcodeQuery || len(r.Question) == 0 {
+		return false
+	}
+	qtype := r.Question[0].Qtype
+	return qtype != dns.TypeAXFR && qtype != dns.TypeIXFR
+}
+
+// ask hands a miss to the next plugin.
+func (o *Optcache) ask(ctx context.Context, rw *writer, r *dns.Msg) (int, error) {
+	// Plugins may change what they get. AD asks the upstream to say what it has validated,
+	// so that the entry can tell clients that want to know (RFC 6840 section 5.7).
+	req := r.Copy()
+	req.AuthenticatedData = true
+	rcode, err := o.next(ctx, rw, req)
+	// The upstream may fail without a message. Clients that come back are then answered from
+	// the cache for a while; but a client that went away is no failure of the upstream.
+	if err != nil && rcode == dns.RcodeServerFailure && ctx.Err() == nil && !rw.wrote {
+		rw.keepFailure(r)
+	}
+	return rcode, err
+}
+
+func (o *Optcache) next(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	return plugin.NextOrFailure(o.Name(), o.Next, ctx, w, r)
+}
+
+// release gives a scratch back, unless it has grown too large to keep.
+func (o *Optcache) release(s *scratch) {
+	if cap(s.out) > pooledMax || cap(s.packed) > pooledMax || cap(s.record) > pooledMax/wordBytes {
+		return
+	}
+	o.pool.Put(s)
+}
+
+// server returns what is kept for the server that handles the request.
+func (o *Optcache) server(ctx context.Context) *server {
+	srv, _ := ctx.Value(dnsserver.Key{}).(*dnsserver.Server)
+	if known := o.servers.Load(); known != nil {
+		for _, s := range *known {
+			if s.of == srv {
+				return s
+			}
+		}
+	}
+	return o.addServer(srv)
+}
+
+// zoneSet is a set of zones, as lower-cased wire names.
+type zoneSet struct {
+	all   bool // the root is among them
+	names [][]byte
+}
+
+func newZoneSet(zones []string) (z zoneSet) {
+	for _, zone := range zones {
+		var buf [wire.MaxName]byte
+		n, ok := wire.PackName(buf[:], dns.Fqdn(zone))
+		if !ok {
+			continue
+		}
+		name := append([]byte(nil), buf[:n]...)
+		wire.Lower(name, name)
+		z.names = append(z.names, name)
+		z.all = z.all || n == 1
+	}
+	return z
+}
+
+// contain reports whether the lower-cased wire name is in one of the zones.
+func (z *zoneSet) contain(name []byte) bool {
+	if z.all {
+		return true
+	}
+	for _, zone := range z.names {
+		if wire.InZone(name, zone) {
+			return true
+		}
+	}
+	return false
 }

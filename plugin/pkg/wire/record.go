@@ -1,0 +1,77 @@
+package wire
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// OPTLen is the length in octets of an OPT record without options: the root
+// name and the fixed fields of RFC 6891 section 6.1.2.
+const OPTLen = 1 + rrFixedLen
+
+// FlagDO is the "DNSSEC OK" bit in an OPT record's flags, RFC 3225 section 3.
+const FlagDO uint16 = 1 << 15
+
+const (
+	// rrFixedLen is what lies between a record's owner name and its RDATA:
+	// TYPE, CLASS, TTL and RDLENGTH, RFC 1035 section 4.1.3.
+	rrFixedLen = 2 + 2 + 4 + 2
+
+	// Offsets of two of those fields behind the owner name.
+	rrTTL      = 4
+	rrRDLength = 8
+
+	typeOPT = 41 // RFC 6891 section 6.1.1
+)
+
+// TTLOffsets appends to dst the offset of every record's TTL field, relative to
+// body[0]. body is the records of a message, count of them one after another,
+// without header and question, and with uncompressed owner names; names in
+// RDATA are not looked at.
+//
+// When body is anything else, ok is false and offsets is dst unchanged: it runs
+// out, has bytes left over, is longer than a message can be (65535 octets), or
+// has an OPT record, whose flags stand where other records have their TTL
+// and must not be aged.
+func TTLOffsets(dst []uint16, body []byte, count int) (offsets []uint16, ok bool) {
+	if len(body) > math.MaxUint16 {
+		return dst, false
+	}
+	offsets = dst
+	off := 0
+	for range count {
+		fixed := SkipName(body, off)
+		if fixed < 0 || len(body)-fixed < rrFixedLen {
+			return dst, false
+		}
+		if binary.BigEndian.Uint16(body[fixed:]) == typeOPT {
+			return dst, false
+		}
+		offsets = append(offsets, uint16(fixed+rrTTL))
+		off = fixed + rrFixedLen + int(binary.BigEndian.Uint16(body[fixed+rrRDLength:]))
+	}
+	if off != len(body) {
+		return dst, false
+	}
+	return offsets, true
+}
+
+// PatchTTLs writes ttl, in seconds, to the TTL fields of body that TTLOffsets
+// found. It panics when an offset does not lie in body.
+func PatchTTLs(body []byte, offsets []uint16, ttl uint32) {
+	for _, off := range offsets {
+		binary.BigEndian.PutUint32(body[off:], ttl)
+	}
+}
+
+// PutOPT writes the OPT record of a reply to dst[:OPTLen]: udpSize in octets,
+// extended rcode 0, version 0, flags (FlagDO) and no options. It panics when
+// dst is shorter.
+func PutOPT(dst []byte, udpSize, flags uint16) {
+	_ = dst[OPTLen-1]
+	dst[0] = 0 // the root name
+	binary.BigEndian.PutUint16(dst[1:], typeOPT)
+	binary.BigEndian.PutUint16(dst[3:], udpSize)
+	binary.BigEndian.PutUint32(dst[5:], uint32(flags))
+	binary.BigEndian.PutUint16(dst[9:], 0)
+}
