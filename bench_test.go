@@ -67,9 +67,11 @@ func serverContext(tb testing.TB) context.Context {
 	return context.WithValue(ctx, dnsserver.LoopKey{}, 0)
 }
 
+// question asks for an address, with the OPT that resolvers send (DNS flag day 2020).
 func question(name string) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetQuestion(name, dns.TypeA)
+	m.SetEdns0(1232, false)
 	return m
 }
 

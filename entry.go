@@ -99,7 +99,7 @@ func (f recordFlags) class() class {
 
 // key is what an answer is found by. The bytes behind n up to the next word are zero.
 type key struct {
-	bytes [maxKey]byte
+	bytes [maxKey + wordBytes]byte
 	n     int
 	hash  uint64
 }
@@ -142,10 +142,13 @@ type entry struct {
 	stored  int64  // ns on the store's clock
 	ttl     uint32 // seconds
 	flags   recordFlags
+	counts  [3]uint16 // records in answer, authority, additional
 	keyLen  int
 	bodyLen int
-	counts  [3]uint16 // records in answer, authority, additional
 	link    uint64
+
+	// Where the parts begin, in words from the start of the record; see place.
+	bodyAt, offsetsAt, wildcardAt, size int
 }
 
 func (e *entry) node() uint32     { return uint32(e.link) }
@@ -171,11 +174,13 @@ func (e *entry) ttlFields() int {
 	return e.records()
 }
 
-// The parts of a record, as offsets in words from its start.
-func (e *entry) bodyAt() int     { return headerWords + words(e.keyLen) }
-func (e *entry) offsetsAt() int  { return e.bodyAt() + words(e.bodyLen) }
-func (e *entry) wildcardAt() int { return e.offsetsAt() + (e.ttlFields()+3)/4 }
-func (e *entry) size() int       { return e.wildcardAt() + words(e.wildcardLen()) }
+// place works out from the lengths where the parts of the record are.
+func (e *entry) place() {
+	e.bodyAt = headerWords + words(e.keyLen)
+	e.offsetsAt = e.bodyAt + words(e.bodyLen)
+	e.wildcardAt = e.offsetsAt + (e.ttlFields()+3)/4
+	e.size = e.wildcardAt + words(e.wildcardLen())
+}
 
 // remaining is the TTL left at now, in whole seconds since the answer came; zero and below
 // when it has expired.
@@ -183,9 +188,9 @@ func (e *entry) remaining(now int64) int64 {
 	return int64(e.ttl) - (now-e.stored)/1e9
 }
 
-// loadEntry decodes the header of the record at w[0]. What it returns may be torn when
-// somebody writes at the same time; sane says whether it may be used to find its way.
-func loadEntry(w []uint64) (e entry) {
+// load decodes the header of the record at w[0]. What it finds may be torn when somebody writes
+// at the same time; sane says whether it may be used to find one's way.
+func (e *entry) load(w []uint64) {
 	_ = w[headerWords-1]
 	e.seq = atomic.LoadUint64(&w[wordSeq])
 	e.hash = atomic.LoadUint64(&w[wordHash])
@@ -198,6 +203,12 @@ func loadEntry(w []uint64) (e entry) {
 	e.keyLen = int(meta >> 48)
 	e.bodyLen = int(lengths & 0xffff)
 	e.counts = [3]uint16{uint16(lengths >> 16), uint16(lengths >> 32), uint16(lengths >> 48)}
+	e.place()
+}
+
+// loadEntry returns the header of the record at w[0].
+func loadEntry(w []uint64) (e entry) {
+	e.load(w)
 	return e
 }
 
@@ -214,7 +225,7 @@ func (e *entry) storeHeader(w []uint64) {
 // sane reports whether the record can lie within limit words. A header that was torn by a
 // writer may say anything.
 func (e *entry) sane(limit int) bool {
-	return e.keyLen <= maxKey && e.records() <= maxSection && e.size() <= limit
+	return e.keyLen <= maxKey && e.records() <= maxSection && e.size <= limit
 }
 
 // hasKey reports whether the record at w is that of k. It reads the words of the key only.
@@ -280,23 +291,22 @@ func (s *scratch) grow(n, keep int) {
 // unchanged afterwards.
 func (s *scratch) copyAnswer(w []uint64) {
 	e := &s.entry
-	bodyAt, offsetsAt, wildcardAt := e.bodyAt(), e.offsetsAt(), e.wildcardAt()
-	s.grow(s.body+(offsetsAt-bodyAt)*wordBytes+wire.OPTLen, s.body)
-	loadBytes(s.out[s.body:], w[bodyAt:offsetsAt])
+	s.grow(s.body+(e.offsetsAt-e.bodyAt)*wordBytes+wire.OPTLen, s.body)
+	loadBytes(s.out[s.body:], w[e.bodyAt:e.offsetsAt])
 
-	n := wildcardAt - offsetsAt
+	n := e.wildcardAt - e.offsetsAt
 	if cap(s.offsets) < n {
 		s.offsets = make([]uint64, n)
 	}
 	s.offsets = s.offsets[:n]
 	for i := range s.offsets {
-		s.offsets[i] = atomic.LoadUint64(&w[offsetsAt+i])
+		s.offsets[i] = atomic.LoadUint64(&w[e.offsetsAt+i])
 	}
 
 	s.wildcard = s.wildcard[:0]
 	if n := e.wildcardLen(); n > 0 {
 		s.wildcard = append(s.wildcard, make([]byte, words(n)*wordBytes)...)
-		loadBytes(s.wildcard, w[wildcardAt:wildcardAt+words(n)])
+		loadBytes(s.wildcard, w[e.wildcardAt:e.size])
 		s.wildcard = s.wildcard[:n]
 	}
 }
@@ -304,9 +314,13 @@ func (s *scratch) copyAnswer(w []uint64) {
 // patchTTL sets the TTL of every record of the body in s.out.
 func (s *scratch) patchTTL(ttl uint32) {
 	body := s.out[s.body:][:s.entry.bodyLen]
-	for i, n := 0, s.entry.ttlFields(); i < n; i++ {
-		at := uint16(s.offsets[i/4] >> (i % 4 * 16))
-		binary.BigEndian.PutUint32(body[at:], ttl)
+	left := s.entry.ttlFields()
+	for _, four := range s.offsets {
+		for range min(left, 4) {
+			binary.BigEndian.PutUint32(body[uint16(four):], ttl)
+			four >>= 16
+		}
+		left -= 4
 	}
 }
 
@@ -316,19 +330,19 @@ func (s *scratch) buildRecord(e *entry, body []byte, wildcard string) {
 	k := &s.key
 	e.hash, e.keyLen, e.bodyLen = k.hash, k.n, len(body)
 	e.link = makeLink(0, len(wildcard))
-	n := e.size()
-	if cap(s.record) < n {
-		s.record = make([]uint64, n)
+	e.place()
+	if cap(s.record) < e.size {
+		s.record = make([]uint64, e.size)
 	}
-	s.record = s.record[:n]
+	s.record = s.record[:e.size]
 	clear(s.record)
 	e.storeHeader(s.record)
 	storeBytes(s.record[headerWords:], k.bytes[:k.n])
-	storeBytes(s.record[e.bodyAt():], body)
+	storeBytes(s.record[e.bodyAt:], body)
 	for i, at := range s.ttlAt {
-		s.record[e.offsetsAt()+i/4] |= uint64(at) << (i % 4 * 16)
+		s.record[e.offsetsAt+i/4] |= uint64(at) << (i % 4 * 16)
 	}
-	storeBytes(s.record[e.wildcardAt():], []byte(wildcard))
+	storeBytes(s.record[e.wildcardAt:], []byte(wildcard))
 }
 
 // storeBytes writes b to words that are zero.

@@ -75,11 +75,11 @@ func (h *hotTier) lookup(s *scratch, now int64) bool {
 			continue
 		}
 		slot := h.slot(set, way)
-		e := loadEntry(slot.record)
+		e := &s.entry
+		e.load(slot.record)
 		if e.seq&1 != 0 || !e.sane(len(slot.record)) || !e.hasKey(slot.record, &s.key) || e.remaining(now) <= 0 {
 			continue
 		}
-		s.entry = e
 		s.copyAnswer(slot.record)
 		if atomic.LoadUint64(&slot.record[wordSeq]) != e.seq {
 			continue

@@ -406,7 +406,7 @@ func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) {
 	if n.segment == probationary {
 		sh.policy.protect(id)
 	}
-	if n.hot || s.entry.size() > hotSlotWords-1 {
+	if n.hot || s.entry.size > hotSlotWords-1 {
 		return
 	}
 	if _, other := sh.locate(&s.key, 1-n.class); other {
@@ -414,7 +414,7 @@ func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) {
 	}
 	if to, ok := sh.hot.claim(s.entry.hash, now); ok {
 		sh.cool(to)
-		sh.hot.put(to, s.entry.hash, record[:s.entry.size()])
+		sh.hot.put(to, s.entry.hash, record[:s.entry.size])
 		n.hot = true
 		sh.ev.promoted[tierHot]++
 	}
@@ -603,7 +603,7 @@ func (sh *shard) drop(id uint32) {
 func (sh *shard) free(s index.Slot) {
 	w, _ := sh.record(s)
 	e := loadEntry(w)
-	n := sh.granules(e.size())
+	n := sh.granules(e.size)
 	sh.regions[s.Class()].alloc.Free(int(s.Pos()), n)
 	sh.used.Add(-int64(n))
 }
