@@ -65,19 +65,16 @@ type Optcache struct {
 	servers atomic.Pointer[[]*server]
 	pool    sync.Pool // of *scratch
 
-	clock func() int64     // ns on a monotonic clock; only differences count
+	clock func() int64     // ns on a monotonic clock, only differences count; start sets it
+	ticks bool             // the clock is the ticking one
 	wall  func() time.Time // for the validity of signatures
 }
-
-// processStart is the zero of the monotonic clock.
-var processStart = time.Now()
 
 func newOptcache(o options) *Optcache {
 	h := &Optcache{
 		options:   o,
 		zoneNames: newZoneSet(o.zones),
 		except:    [classes]zoneSet{success: newZoneSet(o.success.except), denial: newZoneSet(o.denial.except)},
-		clock:     func() int64 { return int64(time.Since(processStart)) },
 		wall:      time.Now,
 	}
 	h.pool.New = func() any { return newScratch() }
@@ -107,15 +104,24 @@ func (o *Optcache) start(view string, handlers []plugin.Handler) error {
 		return err
 	}
 	o.store = st
+	if o.clock == nil {
+		coarse.acquire()
+		o.clock, o.ticks = coarse.read, true
+	}
 	instances.add(o)
 	return nil
 }
 
-// stop gives back the memory that start took. Requests that are still under way find nothing.
+// stop gives back the memory that start took. Requests that are still under way find nothing. It
+// is called once, and is harmless when start was not.
 func (o *Optcache) stop() error {
-	if o.store != nil {
-		instances.remove(o)
-		o.store.close()
+	if o.store == nil {
+		return nil
+	}
+	instances.remove(o)
+	o.store.close()
+	if o.ticks {
+		coarse.release()
 	}
 	return nil
 }
