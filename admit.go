@@ -111,7 +111,7 @@ func soa(m *dns.Msg) dns.RR {
 // a CNAME chain that ends early, forks, runs in a circle or begins elsewhere.
 func broken(m *dns.Msg) bool {
 	if len(m.Question) == 0 || len(m.Answer) == 0 {
-		return false
+		return len(m.Answer) > 0
 	}
 	q := m.Question[0]
 	if q.Qtype == dns.TypeANY {

@@ -20,8 +20,8 @@ import (
 //	word 2     stored: when the answer came, in ns on the store's clock
 //	word 3     TTL in seconds (32 bits), flags (16), length of the key in bytes (16)
 //	word 4     length of the body in bytes, records in answer, authority, additional (16 each)
-//	word 5     link: in the arena the number of the policy's node (32 bits) and the length of
-//	           the wildcard name (16); in the hot tier the access counter
+//	word 5     link: in the arena the number of the policy's node (32 bits) and the lengths of
+//	           the wildcard name (16) and of what the server overestimates (16); in the hot tier the access counter
 //	then       the key, the body, the TTL offsets, the wildcard name, each padded to a word
 //
 // The key is the lower-cased wire qname, qtype, qclass and a byte with DO and CD. The body is
@@ -72,7 +72,7 @@ const (
 	flagAD         recordFlags = 1 << 6
 	flagDenial     recordFlags = 1 << 7 // the class: set for denials and failures
 	flagCompressed recordFlags = 1 << 8 // the body has compression pointers: its plain form is over 64 KiB
-	flagTSIG       recordFlags = 1 << 9 // the answer carries a TSIG record
+	flagMessage    recordFlags = 1 << 9 // the answer must go as a message, for what it carries
 )
 
 // Bits of a key's last byte.
@@ -154,8 +154,11 @@ type entry struct {
 func (e *entry) node() uint32     { return uint32(e.link) }
 func (e *entry) wildcardLen() int { return int(e.link >> 32 & 0xffff) }
 
-func makeLink(node uint32, wildcardLen int) uint64 {
-	return uint64(node) | uint64(wildcardLen)<<32
+// excess is by how many bytes the server overestimates the body.
+func (e *entry) excess() int { return int(e.link >> 48) }
+
+func makeLink(node uint32, wildcardLen, excess int) uint64 {
+	return uint64(node) | uint64(wildcardLen)<<32 | uint64(excess)<<48
 }
 
 // failure reports whether the answer is a cached SERVFAIL.
@@ -191,7 +194,7 @@ func (e *entry) remaining(now int64) int64 {
 // load decodes the header of the record at w[0]. What it finds may be torn when somebody writes
 // at the same time; sane says whether it may be used to find one's way.
 func (e *entry) load(w []uint64) {
-	_ = w[headerWords-1]
+	w = w[:headerWords:headerWords]
 	e.seq = atomic.LoadUint64(&w[wordSeq])
 	e.hash = atomic.LoadUint64(&w[wordHash])
 	e.stored = int64(atomic.LoadUint64(&w[wordStored]))
@@ -329,7 +332,7 @@ func (s *scratch) patchTTL(ttl uint32) {
 func (s *scratch) buildRecord(e *entry, body []byte, wildcard string) {
 	k := &s.key
 	e.hash, e.keyLen, e.bodyLen = k.hash, k.n, len(body)
-	e.link = makeLink(0, len(wildcard))
+	e.link = makeLink(0, len(wildcard), e.excess())
 	e.place()
 	if cap(s.record) < e.size {
 		s.record = make([]uint64, e.size)

@@ -13,6 +13,7 @@ package optcache
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,8 +67,11 @@ type Optcache struct {
 	pool    sync.Pool // of *scratch
 
 	clock func() int64     // ns on a monotonic clock, only differences count; start sets it
-	ticks bool             // the clock is the ticking one
+	ticks bool             // the clock is the ticking one, and unclock releases it
 	wall  func() time.Time // for the validity of signatures
+
+	// unclock releases the clock when nobody calls stop, as after a reload that failed.
+	unclock runtime.Cleanup
 }
 
 func newOptcache(o options) *Optcache {
@@ -106,14 +110,16 @@ func (o *Optcache) start(view string, handlers []plugin.Handler) error {
 	o.store = st
 	if o.clock == nil {
 		coarse.acquire()
-		o.clock, o.ticks = coarse.read, true
+		o.clock = coarse.read
+		o.unclock = runtime.AddCleanup(o, (*tickingClock).release, &coarse)
+		o.ticks = true
 	}
 	instances.add(o)
 	return nil
 }
 
 // stop gives back the memory that start took. Requests that are still under way find nothing. It
-// is called once, and is harmless when start was not.
+// is harmless when start was not called.
 func (o *Optcache) stop() error {
 	if o.store == nil {
 		return nil
@@ -121,6 +127,8 @@ func (o *Optcache) stop() error {
 	instances.remove(o)
 	o.store.close()
 	if o.ticks {
+		o.ticks = false
+		o.unclock.Stop()
 		coarse.release()
 	}
 	return nil

@@ -84,11 +84,11 @@ func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratc
 		return wayTransport, nil
 	case len(r.Question) != 1 || len(r.Extra) > 1 || len(r.Extra) == 1 && opt == nil:
 		return wayRequest, nil
-	case s.entry.flags&(flagCompressed|flagTSIG) != 0:
+	case s.entry.flags&(flagCompressed|flagMessage) != 0:
 		return wayAnswer, nil
 	}
 
-	size, n := dns.MinMsgSize, s.body+s.entry.bodyLen
+	size, n := dns.MinMsgSize, s.body+s.entry.bodyLen+s.entry.excess()
 	if opt != nil {
 		n += wire.OPTLen
 		size = max(size, int(opt.UDPSize()))
@@ -113,7 +113,7 @@ func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratc
 	if n > size {
 		return waySize, nil
 	}
-	if o.front.recorder && (opt != nil || s.entry.flags&flagRcode != 0) {
+	if o.front.recorder && (opt != nil || s.entry.flags&flagRcode != 0 || s.entry.excess() != 0) {
 		if rec = recorder(w); rec == nil {
 			return wayRecorder, nil
 		}
@@ -147,6 +147,7 @@ func (o *Optcache) writeBytes(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s 
 		// What the recorder's WriteMsg would have noted: the rcode, and the length before the
 		// server adds OPT.
 		rec.Rcode = int(e.flags & flagRcode)
+		rec.Len += e.excess()
 		if opt != nil {
 			rec.Len -= wire.OPTLen
 		}
@@ -171,6 +172,10 @@ func (s *scratch) message(r *dns.Msg, ttl uint32, ad bool) (*dns.Msg, error) {
 	m.AuthenticatedData = ad
 
 	msg, off := s.out[:s.body+e.bodyLen], s.body
+	if e.flags&flagCompressed != 0 {
+		// The pointers count from a message without question.
+		msg, off = msg[s.body-wire.HeaderLen:], wire.HeaderLen
+	}
 	for i, section := range []*[]dns.RR{&m.Answer, &m.Ns, &m.Extra} {
 		rrs := make([]dns.RR, 0, e.counts[i])
 		for range e.counts[i] {

@@ -485,7 +485,7 @@ func (st *store) insert(s *scratch, e *entry, body []byte, wildcard string, now 
 	} else {
 		id = sh.policy.add(c, 0, expires)
 	}
-	e.link = makeLink(id, e.wildcardLen())
+	e.link = makeLink(id, e.wildcardLen(), e.excess())
 	s.record[wordLink] = e.link
 	sh.write(c, pos, s.record)
 	if old {

@@ -3,6 +3,7 @@ package optcache
 import (
 	"context"
 	"errors"
+	"math"
 	"time"
 
 	"github.com/coredns/coredns/plugin/metadata"
@@ -40,10 +41,10 @@ func (w *writer) WriteMsg(res *dns.Msg) error {
 	res.Ns = settle(res.Ns, ttl)
 	res.Extra = settle(res.Extra, ttl)
 
-	if d > 0 && keepable(res, kind) {
-		if !w.matches(res) {
-			w.server.add(0, countDrop, 1)
-		} else if c := classOf(kind); !w.o.except[c].contain(w.key.name()) && ttl > 0 {
+	if !w.matches(res) {
+		w.server.add(0, countDrop, 1)
+	} else if ttl > 0 && keepable(res, kind) {
+		if c := classOf(kind); !w.o.except[c].contain(w.key.name()) {
 			w.keep(res, c, ttl)
 		}
 	}
@@ -137,7 +138,7 @@ func flagsOf(res *dns.Msg, c class) recordFlags {
 		f |= flagDenial
 	}
 	if res.IsTsig() != nil {
-		f |= flagTSIG
+		f |= flagMessage // signed by the server, message by message
 	}
 	return f
 }
@@ -150,8 +151,11 @@ func (s *scratch) pack(res *dns.Msg, e *entry) (body []byte, ok bool) {
 	}
 	e.counts = [3]uint16{uint16(len(res.Answer)), uint16(len(res.Ns)), uint16(len(res.Extra))}
 	s.ttlAt = s.ttlAt[:0]
-	defer func(compress bool) { res.Compress = compress }(res.Compress)
+	defer func(compress bool, q []dns.Question) { res.Compress, res.Question = compress, q }(res.Compress, res.Question)
 	for _, res.Compress = range []bool{false, true} {
+		if res.Compress {
+			res.Question = nil // so that no pointer points into it
+		}
 		b, err := res.PackBuffer(s.packed[:cap(s.packed)])
 		if err != nil {
 			return nil, false
@@ -162,14 +166,20 @@ func (s *scratch) pack(res *dns.Msg, e *entry) (body []byte, ok bool) {
 		if len(b) > maxMessage {
 			continue
 		}
+		if res.Compress {
+			e.flags |= flagCompressed
+			return b[wire.HeaderLen:], true
+		}
 		off := wire.SkipName(b, wire.HeaderLen)
 		if off < 0 {
 			return nil, false
 		}
 		body = b[off+questionTail:]
-		if res.Compress {
-			e.flags |= flagCompressed
-			return body, true
+		// CoreDNS decides by Msg.Len whether a reply fits. It counts some records too long.
+		if excess := res.Len() - len(b); 0 <= excess && excess <= math.MaxUint16 {
+			e.link = makeLink(0, 0, excess)
+		} else {
+			e.flags |= flagMessage
 		}
 		s.ttlAt, ok = wire.TTLOffsets(s.ttlAt, body, e.records())
 		return body, ok

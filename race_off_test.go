@@ -1,0 +1,5 @@
+//go:build !race
+
+package optcache
+
+const raceEnabled = false
