@@ -1,0 +1,267 @@
+package test
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// What the log says in the end of a reload.
+const (
+	reloaded = "[INFO] Reloading complete"
+	refused  = "[ERROR] SIGUSR1:"
+)
+
+// signal sends a signal to the server.
+func (s *server) signal(sig os.Signal) {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// reload has the server read its Corefile again, and waits until the log says how that went.
+func (s *server) reload(outcome string) {
+	s.t.Helper()
+	before := strings.Count(s.out.String(), outcome)
+	s.signal(syscall.SIGUSR1)
+	eventually(s.t, func() error {
+		if strings.Count(s.out.String(), outcome) == before {
+			return fmt.Errorf("no %q in the log", outcome)
+		}
+		return nil
+	})
+}
+
+// steady asks one question after the other until stop, and returns when it has the first answer.
+// Each question must be answered, at the first attempt.
+func steady(t *testing.T, s *server, q *dns.Msg) (stop func() (answered int64)) {
+	t.Helper()
+	var wg sync.WaitGroup
+	var answered atomic.Int64
+	done := make(chan struct{})
+	send := overUDP(s.addr("dns"))
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			m := q.Copy()
+			m.Id = dns.Id()
+			reply, _, err := send(m)
+			if err == nil {
+				err = isReply(reply, m)
+			}
+			if err != nil || len(reply.Answer) == 0 {
+				t.Errorf("after %d answers: %v, %v", answered.Load(), err, reply)
+				return
+			}
+			answered.Add(1)
+		}
+	})
+	eventually(t, func() error {
+		if answered.Load() == 0 && !t.Failed() {
+			return fmt.Errorf("no answer to %s", q.Question[0].Name)
+		}
+		return nil
+	})
+	return func() int64 {
+		close(done)
+		wg.Wait()
+		return answered.Load()
+	}
+}
+
+// A reload takes over the Corefile's changes, loses no query, and gives back what the instance
+// before it held.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("/proc/self/maps"); err != nil {
+		t.Skip("memory is read from /proc")
+	}
+	u := newUpstream(t)
+	corefile := func(ttl int) string {
+		// Large enough that one instance too many shows.
+		return block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", fmt.Sprintf("optcache %d {\n\tsuccess 200000\n}", ttl))
+	}
+	// Without frequent collections the heap's own growth hides what is looked for.
+	s := start(t, corefile(300), "GOGC=20")
+	send := overUDP(s.addr("dns"))
+	round := func(i int) {
+		s.write(corefile(300 - i))
+		s.reload(reloaded)
+		if got := ttl(t, ask(t, send, query("after.example.org.", dns.TypeA))); got != uint32(300-i) {
+			t.Errorf("after reload %d an answer has TTL %d", i, got)
+		}
+		for n := range 200 {
+			ask(t, send, query(fmt.Sprintf("host-%d.example.org.", n), dns.TypeA))
+		}
+	}
+
+	stop := steady(t, s, query("www.example.org.", dns.TypeA))
+	const warmUp, rounds = 3, 10
+	for i := range warmUp {
+		round(1 + i)
+	}
+	limit := sum(t, s.addr("metrics"), "coredns_optcache_memory_limit_bytes")
+	before := readMemory(t, s)
+	for i := range rounds {
+		round(1 + warmUp + i)
+	}
+	t.Logf("%d queries were answered during %d reloads", stop(), warmUp+rounds)
+	// The old instance's memory goes when its last request has gone.
+	eventually(t, func() error {
+		after := readMemory(t, s)
+		switch {
+		case after.mappings > before.mappings+rounds:
+			return fmt.Errorf("%d mappings before %d reloads, %d after", before.mappings, rounds, after.mappings)
+		case after.virtual > before.virtual+int(limit):
+			return fmt.Errorf("%d bytes mapped before %d reloads, %d after", before.virtual, rounds, after.virtual)
+		case after.resident > before.resident+before.resident/2:
+			return fmt.Errorf("%d bytes resident before %d reloads, %d after", before.resident, rounds, after.resident)
+		}
+		return nil
+	})
+	if n := sum(t, s.addr("metrics"), "coredns_optcache_requests_total"); n == 0 {
+		t.Error("the counters are gone after reloads")
+	}
+}
+
+// A Corefile that is wrong, or that cannot be served, leaves the old one serving from its cache.
+func TestFailedReload(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
+
+	good := block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache {\n\tsuccess 200000\n}")
+	s := start(t, good, "GOGC=20")
+	stop := steady(t, s, query("www.example.org.", dns.TypeA))
+	instance := int(sum(t, s.addr("metrics"), "coredns_optcache_memory_limit_bytes"))
+	before := readMemory(t, s)
+	for _, bad := range []string{
+		strings.ReplaceAll(good, "200000", "plenty"),
+		strings.TrimSuffix(good, "}\n"),
+	} {
+		s.write(bad)
+		s.reload(refused)
+	}
+	// The last step of a start is to listen: by then the new instance has its memory.
+	const rounds = 10
+	s.write(good + "example.net:" + port + " {\n\tbind 127.0.0.1\n\twhoami\n}\n")
+	for range rounds {
+		s.reload(refused)
+	}
+	t.Logf("%d queries were answered during failed reloads", stop())
+	if n := u.count("www.example.org.", dns.TypeA); n != 1 {
+		t.Errorf("upstream was asked %d times", n)
+	}
+	if n := sum(t, s.addr("metrics"), "coredns_optcache_entries", `type="success"`); n != 1 {
+		t.Errorf("/metrics tells of %v entries", n)
+	}
+	// Nobody tells an instance that its start failed: its memory goes with a later collection,
+	// and the server holds on to the last one or two.
+	const held = 3
+	send := overUDP(s.addr("dns"))
+	eventually(t, func() error {
+		for range 500 { // makes garbage
+			ask(t, send, query("www.example.org.", dns.TypeA))
+		}
+		if after := readMemory(t, s); after.virtual > before.virtual+held*instance {
+			return fmt.Errorf("%d bytes mapped before %d failed reloads, %d after; an instance takes %d", before.virtual, rounds, after.virtual, instance)
+		}
+		return nil
+	})
+
+	s.write(good)
+	s.reload(reloaded)
+	ask(t, send, query("www.example.org.", dns.TypeA))
+	if n := u.count("www.example.org.", dns.TypeA); n != 2 {
+		t.Errorf("after a reload that went well, upstream was asked %d times", n)
+	}
+}
+
+// SIGTERM while queries run ends the process, and its status says that nothing went wrong.
+func TestSIGTERM(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t)
+	s := start(t, block("dns", u.addr, "optcache"))
+	ask(t, overUDP(s.addr("dns")), query("www.example.org.", dns.TypeA))
+
+	// Queries go on coming until the process is gone; some of the last get no answer.
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(done)
+	wg.Go(func() {
+		conn, err := dns.Dial("udp", s.addr("dns"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close()
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			conn.WriteMsg(query("www.example.org.", dns.TypeA))
+			conn.SetReadDeadline(time.Now().Add(pollEvery))
+			conn.ReadMsg()
+		}
+	})
+
+	s.stopped = true
+	s.signal(syscall.SIGTERM)
+	select {
+	case <-s.exited:
+	case <-time.After(patience):
+		t.Fatal("does not end")
+	}
+	if code := s.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+}
+
+// memory is what the system says about a process, in bytes.
+type memory struct {
+	mappings, virtual, resident int
+}
+
+func readMemory(t testing.TB, s *server) (m memory) {
+	t.Helper()
+	dir := filepath.Join("/proc", strconv.Itoa(s.cmd.Process.Pid))
+	m.mappings = strings.Count(readFile(t, filepath.Join(dir, "maps")), "\n")
+	lines := bufio.NewScanner(strings.NewReader(readFile(t, filepath.Join(dir, "status"))))
+	for lines.Scan() {
+		var kb int
+		if _, err := fmt.Sscanf(lines.Text(), "VmSize: %d kB", &kb); err == nil {
+			m.virtual = kb << 10
+		}
+		if _, err := fmt.Sscanf(lines.Text(), "VmRSS: %d kB", &kb); err == nil {
+			m.resident = kb << 10
+		}
+	}
+	if m.mappings == 0 || m.virtual == 0 || m.resident == 0 {
+		t.Fatalf("cannot read the memory in %s", dir)
+	}
+	return m
+}

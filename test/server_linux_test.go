@@ -1,0 +1,5 @@
+package test
+
+import "syscall"
+
+func init() { diesWithUs = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
