@@ -49,8 +49,8 @@ staticcheck: ## staticcheck, at a pinned version
 	$(GO) run $(STATICCHECK) ./...
 
 .PHONY: bench
-bench: ## benchmarks; BENCH=regexp BENCHTIME=duration CPU=1,2
-	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) $(if $(CPU),-cpu $(CPU)) . $(if $(wildcard bench/*.go),./bench)
+bench: ## benchmarks; BENCH=regexp BENCHTIME=duration CPU=1,2 COUNT=5
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) $(if $(CPU),-cpu $(CPU)) $(if $(COUNT),-count $(COUNT)) . ./plugin/...
 
 # The go command fuzzes one target at a time.
 .PHONY: fuzz

@@ -273,6 +273,8 @@ type scratch struct {
 	packed   []byte   // the message it is made of
 	ttlAt    []uint16
 	events   events
+	requests uint32 // that the climber has not heard of, and hits among them
+	hits     uint32
 	stripe   uint32 // which stripe of the counters this scratch counts on
 }
 

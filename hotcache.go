@@ -23,6 +23,9 @@ const (
 	// hotSetBytes is the memory of a set: its slots and the word of tags.
 	hotSetBytes = hotWays*hotSlotWords*wordBytes + wordBytes
 
+	// hotEntryBytes is the memory of one entry's copy.
+	hotEntryBytes = hotSetBytes / hotWays
+
 	// hotSaturation is where a slot's access counter stops. A hit on a slot that is asked for
 	// all the time then writes nothing, and the name's line is not torn between cores.
 	hotSaturation = 7

@@ -56,9 +56,9 @@ type sizes struct {
 	shards       int
 	capacity     [classes]int // entries
 	granuleWords int          // unit of allocation: a line, or two words when packed
-	granules     [classes]int // of one shard's region, a multiple of 64
+	pieces       [classes]int // of one shard's region
 	buckets      int          // of one shard's index
-	hotSets      int          // of one shard
+	hotSets      int          // of one shard, at the most
 	hotAfter     uint32       // accesses before promotion
 }
 
@@ -67,18 +67,25 @@ const (
 	// answer takes 128 to 256 bytes; what is never touched costs no physical memory.
 	defaultEntryBytes = 1 << 10
 
-	// leastEntryBytes is what the smallest useful record, its slot and its node take. It
+	// leastEntryBytes is what the smallest useful record, its slot and the policy take. It
 	// bounds the entries that an index is made for when max_memory is small.
-	leastEntryBytes = 160
+	leastEntryBytes = 176
 
 	// entriesPerShard is the size a shard should have. Smaller ones cut the policy's view of
 	// the traffic short, larger ones make writers wait for each other.
 	entriesPerShard = 1024
 	maxShards       = 256
 
-	// leastRegionBytes keeps the shards few when memory is small, so that a large answer
-	// still fits in one.
-	leastRegionBytes = 128 << 10
+	// pieceBytes is the unit in which the shards' regions take their turns in the arena. Each
+	// region fills from its low end, all at about the same pace, so that what is used of the
+	// arena is dense and lies on few, huge pages, whatever the bound is. No record is larger
+	// than a piece.
+	pieceBytes = 128 << 10
+	pieceWords = pieceBytes / wordBytes
+
+	// regionPieces is the size that a region should have at the least. It keeps the shards few
+	// when memory is small.
+	regionPieces = 2
 
 	// maxRecordShare is the part of its region that one record may take.
 	maxRecordShare = 4
@@ -86,8 +93,8 @@ const (
 	packedGranuleWords  = 2
 	alignedGranuleWords = lineBytes / wordBytes
 
-	// regionGranules is what a region is a multiple of: the unit of arena's bitmaps.
-	regionGranules = 64
+	// allocatorBytes is what an allocator takes for 64 granules, and a little more.
+	allocatorBytes = 18
 )
 
 // plan lays out the memory that the options ask for. The whole, index and bookkeeping
@@ -99,17 +106,18 @@ func plan(o *options) sizes {
 	}
 	z.capacity = [classes]int{o.success.capacity, o.denial.capacity}
 	entries := z.capacity[success] + z.capacity[denial]
+	least := int64(leastEntryBytes + hotEntryBytes*o.hotPercentage/100)
 	bound := o.maxMemory
 	if bound == 0 {
-		bound = int64(entries) * (defaultEntryBytes + leastEntryBytes)
+		bound = int64(entries) * (defaultEntryBytes + least)
 	}
-	if most := int(min(bound/leastEntryBytes, math.MaxInt32)); entries > most {
+	if most := int(min(bound/least, math.MaxInt32)); entries > most {
 		for c := range z.capacity {
 			z.capacity[c] = max(int(int64(z.capacity[c])*int64(most)/int64(entries)), 1)
 		}
 		entries = z.capacity[success] + z.capacity[denial]
 	}
-	shards := min(entries/entriesPerShard, int(bound/(2*int64(classes)*leastRegionBytes)), maxShards)
+	shards := min(entries/entriesPerShard, int(bound/(int64(classes)*regionPieces*pieceBytes)), maxShards)
 	z.shards = 1 << (bits.Len(uint(max(shards, 1))) - 1)
 
 	perShard := (entries + z.shards - 1) / z.shards
@@ -120,27 +128,41 @@ func plan(o *options) sizes {
 
 	// What remains is for the records, shared between the classes as the entries are.
 	left := bound/int64(z.shards) - z.overhead(perShard)
-	region := int64(z.granuleWords) * wordBytes * regionGranules
-	// A region of 64 granules has 24 bytes of bitmaps and summary in the allocator.
-	units := max(left/(region+32), int64(classes))
-	for c := range z.granules {
-		u := units * int64(z.capacity[c]) / int64(entries)
-		z.granules[c] = int(min(max(u, 1), math.MaxInt32/regionGranules)) * regionGranules
-	}
+	piece := int64(pieceBytes + z.pieceGranules()/64*allocatorBytes)
+	pieces := int(min(left/piece, math.MaxInt32/int64(z.pieceGranules())))
+	z.pieces[denial] = int(int64(pieces) * int64(z.capacity[denial]) / int64(entries))
+	z.pieces[denial] = max(z.pieces[denial], min(regionPieces, pieces/2), 1)
+	z.pieces[success] = max(pieces-z.pieces[denial], 1)
 	return z
 }
+
+// pieceGranules is the number of granules in a piece.
+func (z *sizes) pieceGranules() int { return pieceWords / z.granuleWords }
 
 // overhead is the memory of one shard without its records, in bytes.
 func (z *sizes) overhead(entries int) int64 {
 	return int64(z.buckets)*lineBytes + int64(z.hotSets)*hotSetBytes +
-		int64(entries)*nodeBytes + int64(unsafe.Sizeof(shard{})) + 4096
+		int64(entries)*policyBytes + int64(unsafe.Sizeof(shard{})) + 4096
 }
 
-// region is the part of a shard's arena that one class has.
+// region is the memory that one class has in a shard.
 type region struct {
-	words []uint64
-	alloc *arena.Allocator
-	hand  int // where the next large record makes room
+	words  []uint64 // of the class, in all shards; the pieces of the shards take turns
+	first  int      // where this shard's first piece starts, in words
+	stride int      // from one of its pieces to the next
+	alloc  *arena.Allocator
+	hand   int // where the next large record makes room
+}
+
+// at returns the words from one place in the region, counted without the other shards' pieces,
+// to the end of its piece; nil when there is no such place.
+func (r *region) at(word int) []uint64 {
+	piece, within := word/pieceWords, word%pieceWords
+	start := r.first + piece*r.stride
+	if start >= len(r.words) {
+		return nil
+	}
+	return r.words[start+within : start+pieceWords]
 }
 
 // shard is an independent part of the store.
@@ -170,8 +192,9 @@ type shard struct {
 // store holds the answers of one instance. All methods are safe for concurrent use.
 type store struct {
 	sizes
-	seed   maphash.Seed
-	shards []shard
+	seed    maphash.Seed
+	shards  []shard
+	climber *climber
 
 	// The memories are kept here because their words are unmapped when they are not.
 	data, slots, hot *arena.Memory
@@ -180,11 +203,12 @@ type store struct {
 // newStore allocates a store. It fails when the system has not got the memory.
 func newStore(z sizes) (*store, error) {
 	st := &store{sizes: z, seed: maphash.MakeSeed(), shards: make([]shard, z.shards)}
-	dataWords := (z.granules[success] + z.granules[denial]) * z.granuleWords
+	st.climber = newClimber(z.capacity[success] + z.capacity[denial])
+	dataPieces := z.shards * (z.pieces[success] + z.pieces[denial])
 	slotWords := z.buckets * index.SlotsPerBucket
 	hotWords := z.hotSets * hotSetBytes / wordBytes
 	var err error
-	if st.data, err = arena.NewMemory(int64(z.shards) * int64(dataWords) * wordBytes); err != nil {
+	if st.data, err = arena.NewMemory(int64(dataPieces) * pieceBytes); err != nil {
 		return nil, err
 	}
 	if st.slots, err = arena.NewMemory(int64(z.shards) * int64(slotWords) * wordBytes); err != nil {
@@ -198,14 +222,19 @@ func newStore(z sizes) (*store, error) {
 		hot = st.hot.Words()
 	}
 	data, slots := st.data.Words(), st.slots.Words()
+	border := z.shards * z.pieces[success] * pieceWords
+	areas := [classes][]uint64{data[:border:border], data[border : dataPieces*pieceWords]}
 	for i := range st.shards {
 		sh := &st.shards[i]
 		var capacity [classes]int
 		for c := range capacity {
 			capacity[c] = share(z.capacity[c], z.shards, i)
-			n := z.granules[c] * z.granuleWords
-			sh.regions[c] = region{words: data[:n:n], alloc: arena.NewAllocator(z.granules[c])}
-			data = data[n:]
+			sh.regions[c] = region{
+				words:  areas[c],
+				first:  i * pieceWords,
+				stride: z.shards * pieceWords,
+				alloc:  arena.NewSpannedAllocator(z.pieces[c]*z.pieceGranules(), z.pieceGranules()),
+			}
 		}
 		sh.index = index.New(slots[i*slotWords:][:slotWords:slotWords])
 		if z.hotSets > 0 {
@@ -214,7 +243,7 @@ func newStore(z sizes) (*store, error) {
 			sh.hot.slots = hot[i*n:][:n:n]
 			sh.hot.tags = hot[z.shards*n+i*z.hotSets:][:z.hotSets:z.hotSets]
 		}
-		sh.policy = newSLRU(capacity, sh)
+		sh.policy = newSLRU(capacity, sh, st.climber)
 		sh.seq = rand.Uint64() >> 1 // nobody outside can guess what a word will hold
 		sh.granule, sh.hotAfter = z.granuleWords, z.hotAfter
 		// The policy tells four levels of use apart at the most.
@@ -273,16 +302,13 @@ func (st *store) bytes() int64 {
 }
 
 // bound returns the most that bytes can become.
-func (st *store) bound() int64 {
-	granules := int64(st.granules[success] + st.granules[denial])
-	return st.fixed() + int64(st.sizes.shards)*granules*int64(st.granuleWords)*wordBytes
-}
+func (st *store) bound() int64 { return st.fixed() + st.data.Bytes() }
 
 // fixed is the memory beside the records, in bytes.
 func (st *store) fixed() int64 {
 	entries := (st.capacity[success] + st.capacity[denial] + st.sizes.shards - 1) / st.sizes.shards
-	bitmaps := int64(st.granules[success]+st.granules[denial]) / regionGranules * 32
-	return int64(st.sizes.shards) * (st.overhead(entries) + bitmaps)
+	granules := (st.pieces[success] + st.pieces[denial]) * st.pieceGranules()
+	return int64(st.sizes.shards) * (st.overhead(entries) + int64(granules)/64*allocatorBytes)
 }
 
 func (st *store) shard(hash uint64) *shard { return &st.shards[hash&uint64(len(st.shards)-1)] }
@@ -291,6 +317,19 @@ func (st *store) shard(hash uint64) *shard { return &st.shards[hash&uint64(len(s
 // there is one. It takes no lock and allocates nothing, unless the answer is larger than the
 // buffers of s; the access that makes an entry popular tries for the lock and promotes it.
 func (st *store) lookup(s *scratch, now int64) bool {
+	hit := st.find(s, now)
+	if hit {
+		s.hits++
+	}
+	if s.requests++; s.requests == noteEvery {
+		st.climber.note(s.requests, s.hits)
+		s.requests, s.hits = 0, 0
+	}
+	return hit
+}
+
+// find is lookup, but for the counting.
+func (st *store) find(s *scratch, now int64) bool {
 	sh := st.shard(s.key.hash)
 	if sh.hot.lookup(s, now) {
 		s.tier = tierHot
@@ -361,14 +400,11 @@ func before(a, b *entry) bool {
 	return !a.failure()
 }
 
-// record returns the words from where a slot points to the end of its region.
-func (sh *shard) record(s index.Slot) ([]uint64, bool) {
-	r := &sh.regions[s.Class()]
-	at := int(s.Pos()) * sh.granule
-	if at+headerWords > len(r.words) {
-		return nil, false
-	}
-	return r.words[at:], true
+// record returns the words from where a slot points to the end of the piece. ok is false when
+// there is no room for a record: the slot was read while it changed.
+func (sh *shard) record(s index.Slot) (w []uint64, ok bool) {
+	w = sh.regions[s.Class()].at(int(s.Pos()) * sh.granule)
+	return w, len(w) >= headerWords
 }
 
 // granules returns how many granules n words take.
@@ -482,8 +518,9 @@ func (st *store) insert(s *scratch, e *entry, body []byte, wildcard string, now 
 	var id uint32
 	if old {
 		id, _ = sh.at(slot)
+		sh.policy.renew(id, expires)
 	} else {
-		id = sh.policy.add(c, 0, expires)
+		id = sh.policy.add(c, s.key.hash, none, expires)
 	}
 	e.link = makeLink(id, e.wildcardLen(), e.excess())
 	s.record[wordLink] = e.link
@@ -501,7 +538,8 @@ func (st *store) insert(s *scratch, e *entry, body []byte, wildcard string, now 
 		sh.entries[c].Add(1)
 	}
 	n := &sh.policy.nodes[id]
-	n.slot, n.expires = uint32(slot), expires
+	n.slot = uint32(slot)
+	sh.index.Mark(slot, n.segment == protected)
 	sh.used.Add(int64(need))
 	sh.refreshHot(s, id)
 	return true
@@ -532,7 +570,7 @@ func (sh *shard) makeRoom(s *scratch, c class, need int, now int64) (pos int, ok
 		if !ok {
 			break
 		}
-		e := loadEntry(r.words[start*sh.granule:])
+		e := loadEntry(r.at(start * sh.granule))
 		sh.drop(e.node())
 		sh.ev.evicted[c]++
 	}
@@ -542,7 +580,7 @@ func (sh *shard) makeRoom(s *scratch, c class, need int, now int64) (pos int, ok
 // write puts a record where nobody looks yet.
 func (sh *shard) write(c class, pos int, record []uint64) {
 	sh.seq++
-	to := sh.regions[c].words[pos*sh.granule:]
+	to := sh.regions[c].at(pos * sh.granule)
 	atomic.StoreUint64(&to[wordSeq], sh.seq)
 	storeWords(to, record)
 }
@@ -610,20 +648,23 @@ func (sh *shard) free(s index.Slot) {
 
 // takeAccessed implements ledger. Accesses to an entry's copy in the hot tier count for the
 // entry; a copy that nobody asks for any more is demoted.
-func (sh *shard) takeAccessed(n *node) bool {
+func (sh *shard) takeAccessed(n *node) int {
+	if n.slot == none {
+		return 0 // not in the index yet
+	}
 	slot := int(n.slot)
-	accessed := sh.index.Load(slot).Count() > 0
-	if accessed {
+	accessed := int(sh.index.Load(slot).Count())
+	if accessed > 0 {
 		sh.index.SetCount(slot, 0)
 	}
 	if n.hot {
 		id, e := sh.at(slot)
 		if hs, ok := sh.hot.find(e.hash, nil, id); ok {
 			if count := hs.count(); count > 0 {
-				hs.setCount(count / 2)
-				return true
+				hs.setCount(0)
+				return accessed + int(count)
 			}
-			if !accessed {
+			if accessed == 0 {
 				sh.cool(hs)
 			}
 		}
@@ -631,13 +672,17 @@ func (sh *shard) takeAccessed(n *node) bool {
 	return accessed
 }
 
-// moved implements ledger: a hit reads the segment off the index.
-func (sh *shard) moved(n *node) {
-	up := n.segment == protected
-	sh.index.Mark(int(n.slot), up)
-	if up {
+// moved implements ledger: a hit reads off the index whether an entry is protected.
+func (sh *shard) moved(n *node, from segment) {
+	switch protected {
+	case n.segment:
 		sh.ev.promoted[tierProtected]++
-	} else {
+	case from:
 		sh.ev.demoted[tierProtected]++
+	default:
+		return
+	}
+	if n.slot != none {
+		sh.index.Mark(int(n.slot), n.segment == protected)
 	}
 }

@@ -22,6 +22,7 @@ const wordRun = 64
 // concurrent use.
 type Allocator struct {
 	granules int
+	span     int // in granules; no run crosses a multiple of it
 	inUse    int
 
 	used   []uint64 // granule is taken; granules past the end of the region are, too
@@ -32,8 +33,17 @@ type Allocator struct {
 // NewAllocator returns an allocator for a region of that many granules, 0 or
 // more, numbered from 0, all free.
 func NewAllocator(granules int) *Allocator {
+	return NewSpannedAllocator(granules, (granules/wordRun+1)*wordRun)
+}
+
+// NewSpannedAllocator returns an allocator for a region that lies in pieces of span granules, a
+// multiple of 64: no run reaches from one piece into the next, and none is longer than a piece.
+func NewSpannedAllocator(granules, span int) *Allocator {
 	if granules < 0 {
 		panic(fmt.Sprintf("arena: region of %d granules", granules))
+	}
+	if span < wordRun || span%wordRun != 0 {
+		panic(fmt.Sprintf("arena: span of %d granules", span))
 	}
 	words := granules / wordRun
 	if granules%wordRun != 0 {
@@ -41,6 +51,7 @@ func NewAllocator(granules int) *Allocator {
 	}
 	a := &Allocator{
 		granules: granules,
+		span:     span,
 		used:     make([]uint64, words),
 		starts:   make([]uint64, words),
 		gaps:     newGapTree(words),
@@ -62,7 +73,7 @@ func (a *Allocator) Alloc(n int) (start int, ok bool) {
 	switch {
 	case n < 1:
 		panic(fmt.Sprintf("arena: run of %d granules", n))
-	case n > a.granules-a.inUse:
+	case n > a.granules-a.inUse || n > a.span:
 		return 0, false
 	case n <= wordRun:
 		start = a.placeShort(n)
@@ -96,6 +107,10 @@ func (a *Allocator) placeLong(n int) int {
 		if w < 0 {
 			return -1
 		}
+		if next := a.spanEnd(w * wordRun); w*wordRun+n > next {
+			first = next / wordRun
+			continue
+		}
 		end := w + 1
 		for end < w+whole && end < len(a.used) && a.used[end] == 0 {
 			end++
@@ -107,6 +122,9 @@ func (a *Allocator) placeLong(n int) int {
 		first = end + 1
 	}
 }
+
+// spanEnd returns the end of the span that a granule is in.
+func (a *Allocator) spanEnd(granule int) int { return (granule/a.span + 1) * a.span }
 
 // Free gives back the run that Alloc(n) returned as start. It panics, and
 // changes nothing, when exactly this run is not allocated: a double free, a
@@ -188,9 +206,9 @@ func (a *Allocator) FirstIn(from, to int) (start int, ok bool) {
 //		a.Free(start, length(start))
 //	}
 //
-// Window returns 0, 0 when no run of n granules ever fits: n < 1 or n > Cap().
+// Window returns 0, 0 when no run of n granules ever fits: n < 1, n > Cap() or longer than a span.
 func (a *Allocator) Window(n, hint int) (from, to int) {
-	if n < 1 || n > a.granules {
+	if n < 1 || n > a.granules || n > a.span {
 		return 0, 0
 	}
 	at := hint % a.granules
@@ -201,6 +219,9 @@ func (a *Allocator) Window(n, hint int) (from, to int) {
 		from = a.windowShort(n, at)
 	} else {
 		from = min(at, a.granules-n) &^ (wordRun - 1)
+		if from+n > a.spanEnd(from) {
+			from = (a.spanEnd(from) - n) &^ (wordRun - 1)
+		}
 	}
 	return a.runAround(from), from + n
 }
