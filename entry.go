@@ -273,8 +273,7 @@ type scratch struct {
 	packed   []byte   // the message it is made of
 	ttlAt    []uint16
 	events   events
-	requests uint32 // that the climber has not heard of, and hits among them
-	hits     uint32
+	tally    tally  // what the climber has not heard of
 	stripe   uint32 // which stripe of the counters this scratch counts on
 }
 

@@ -40,6 +40,7 @@ const (
 type hotTier struct {
 	tags  []uint64 // one word for each set; a tag of 0 is an empty way
 	slots []uint64
+	sets  atomic.Uint64 // in use, the first ones
 }
 
 // hotSlot is a slot, by its words.
@@ -51,7 +52,7 @@ type hotSlot struct {
 }
 
 func (h *hotTier) home(hash uint64) uint64 {
-	return (hash >> 16 & 0xffffffff) * uint64(len(h.tags)) >> 32
+	return (hash >> 16 & 0xffffffff) * h.sets.Load() >> 32
 }
 
 // hotTag is the part of a hash that a set keeps; never 0.
@@ -136,6 +137,20 @@ func (h *hotTier) claim(hash uint64, now int64) (slot hotSlot, ok bool) {
 		slot.setCount(slot.count() - 1)
 	}
 	return hotSlot{}, false
+}
+
+// resize changes how many sets are in use, between 1 and those there is memory for, and forgets
+// all copies. A reader that counts on the old number finds nothing, or what it has looked for.
+// For the writer only.
+func (h *hotTier) resize(sets int) {
+	for set := range h.tags {
+		for way := range hotWays {
+			if h.tag(uint64(set), way) != 0 {
+				h.clear(h.slot(uint64(set), way))
+			}
+		}
+	}
+	h.sets.Store(uint64(sets))
 }
 
 // put makes the slot a copy of a record of at most hotSlotWords-1 words, which is that of the

@@ -249,10 +249,12 @@ var (
 	promotedDesc  = desc("promotions_total", "The number of entries that moved up into a tier.", "tier")
 	demotedDesc   = desc("demotions_total", "The number of entries that moved down out of a tier.", "tier")
 	bytesDesc     = desc("memory_bytes", "The memory in use for entries, index and bookkeeping, in bytes.")
+	hugeDesc      = desc("memory_huge_bytes", "The part of the memory that the kernel has put on huge pages, in bytes.")
+	hotDesc       = desc("hot_capacity", "The number of elements that the hot tier has room for.")
 	boundDesc     = desc("memory_limit_bytes", "The most that memory_bytes can become.")
 
 	descs = []*prometheus.Desc{entriesDesc, requestsDesc, hitsDesc, missesDesc, dropsDesc, evictionsDesc,
-		staleDesc, prefetchDesc, tierDesc, wayDesc, promotedDesc, demotedDesc, bytesDesc, boundDesc}
+		staleDesc, prefetchDesc, tierDesc, wayDesc, promotedDesc, demotedDesc, bytesDesc, boundDesc, hugeDesc, hotDesc}
 
 	classNames = [classes]string{"success", "denial"}
 )
@@ -287,6 +289,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(bytesDesc, st.bytes())
 		gauge(boundDesc, st.bound())
+		gauge(hugeDesc, st.hugeBytes())
+		gauge(hotDesc, st.hotCapacity())
 	}
 }
 

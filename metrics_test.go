@@ -207,7 +207,8 @@ func TestCacheMetricsAreThoseOfCache(t *testing.T) {
 					return n
 				}
 				got := rename(series(t, prometheus.DefaultGatherer, "coredns_optcache_", ours),
-					"tier_hits_total", "sent_total", "promotions_total", "demotions_total", "memory_bytes", "memory_limit_bytes")
+					"tier_hits_total", "sent_total", "promotions_total", "demotions_total", "memory_bytes", "memory_limit_bytes",
+					"memory_huge_bytes", "hot_capacity")
 				want := rename(series(t, prometheus.DefaultGatherer, "coredns_cache_", stocks))
 				if len(want) < 5 || want["drops_total view= zones="] == 0 {
 					t.Fatalf("the built-in cache counts only %v", want)

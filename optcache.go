@@ -36,7 +36,7 @@ type options struct {
 	servfail time.Duration // how long a failure is cached, 0 to 5m; 0: never
 	keepTTL  bool          // show the original TTL instead of the remaining one
 
-	hotPercentage      int   // share of the capacity for the hot tier, 0 to 50
+	hotPercentage      int   // share of the capacity for the hot tier, 0 to 50, or hotAuto
 	promotionThreshold int   // accesses before promotion, 1 to 255
 	lineAligned        bool  // cache_line_optimization: records start on a 64-byte line
 	maxMemory          int64 // bytes over everything the instance holds; 0: derived from the capacities

@@ -42,6 +42,7 @@ const (
 	minMaxMemory = 1 << 20
 
 	maxHotPercentage      = 50
+	hotAuto               = -1  // `hot_cache_percentage auto`
 	maxPromotionThreshold = 255 // the access counter in a record has 8 bits
 )
 
@@ -356,7 +357,7 @@ func hotPercentageArg(c *caddy.Controller) (int, error) {
 		return 0, err
 	}
 	if word == "auto" {
-		return 0, c.Errf("%s: %q is not supported yet: give a number from 0 to %d", name, word, maxHotPercentage)
+		return hotAuto, nil
 	}
 	return number(c, name, word, 0, maxHotPercentage)
 }

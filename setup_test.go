@@ -203,7 +203,7 @@ func TestParseRefuses(t *testing.T) {
 		{"hot_cache_percentage with a sign", block("hot_cache_percentage 10%"), 2, `hot_cache_percentage,"10%"`},
 		{"hot_cache_percentage negative", block("hot_cache_percentage -1"), 2, `hot_cache_percentage,"-1"`},
 		{"hot_cache_percentage too large", block("hot_cache_percentage 51"), 2, `hot_cache_percentage,"51",between 0 and 50`},
-		{"hot_cache_percentage auto", block("hot_cache_percentage auto"), 2, `hot_cache_percentage,"auto",not supported yet`},
+		{"hot_cache_percentage automatic", block("hot_cache_percentage automatic"), 2, `hot_cache_percentage,"automatic"`},
 		{"hot_cache_percentage twice", block("hot_cache_percentage 1", "hot_cache_percentage 1"), 3, "hot_cache_percentage,twice"},
 		{"hot_cache_promotion_threshold zero", block("hot_cache_promotion_threshold 0"), 2, `hot_cache_promotion_threshold,"0"`},
 		{"hot_cache_promotion_threshold too large", block("hot_cache_promotion_threshold 256"), 2, `hot_cache_promotion_threshold,"256"`},

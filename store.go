@@ -59,6 +59,7 @@ type sizes struct {
 	pieces       [classes]int // of one shard's region
 	buckets      int          // of one shard's index
 	hotSets      int          // of one shard, at the most
+	autoHot      bool         // the hot tier's size is looked for
 	hotAfter     uint32       // accesses before promotion
 }
 
@@ -106,7 +107,11 @@ func plan(o *options) sizes {
 	}
 	z.capacity = [classes]int{o.success.capacity, o.denial.capacity}
 	entries := z.capacity[success] + z.capacity[denial]
-	least := int64(leastEntryBytes + hotEntryBytes*o.hotPercentage/100)
+	hotPercentage := o.hotPercentage
+	if hotPercentage == hotAuto {
+		hotPercentage, z.autoHot = autoHotPercentage, true
+	}
+	least := int64(leastEntryBytes + hotEntryBytes*hotPercentage/100)
 	bound := o.maxMemory
 	if bound == 0 {
 		bound = int64(entries) * (defaultEntryBytes + least)
@@ -122,7 +127,7 @@ func plan(o *options) sizes {
 
 	perShard := (entries + z.shards - 1) / z.shards
 	z.buckets = index.Buckets(perShard)
-	if hot := perShard * o.hotPercentage / 100; hot > 0 {
+	if hot := perShard * hotPercentage / 100; hot > 0 {
 		z.hotSets = (hot + hotWays - 1) / hotWays
 	}
 
@@ -203,7 +208,7 @@ type store struct {
 // newStore allocates a store. It fails when the system has not got the memory.
 func newStore(z sizes) (*store, error) {
 	st := &store{sizes: z, seed: maphash.MakeSeed(), shards: make([]shard, z.shards)}
-	st.climber = newClimber(z.capacity[success] + z.capacity[denial])
+	st.climber = newClimber(z.capacity[success]+z.capacity[denial], z.autoHot)
 	dataPieces := z.shards * (z.pieces[success] + z.pieces[denial])
 	slotWords := z.buckets * index.SlotsPerBucket
 	hotWords := z.hotSets * hotSetBytes / wordBytes
@@ -242,6 +247,7 @@ func newStore(z sizes) (*store, error) {
 			n := z.hotSets * hotWays * hotSlotWords
 			sh.hot.slots = hot[i*n:][:n:n]
 			sh.hot.tags = hot[z.shards*n+i*z.hotSets:][:z.hotSets:z.hotSets]
+			sh.hot.sets.Store(uint64(st.climber.hotSets(z.hotSets)))
 		}
 		sh.policy = newSLRU(capacity, sh, st.climber)
 		sh.seq = rand.Uint64() >> 1 // nobody outside can guess what a word will hold
@@ -304,6 +310,23 @@ func (st *store) bytes() int64 {
 // bound returns the most that bytes can become.
 func (st *store) bound() int64 { return st.fixed() + st.data.Bytes() }
 
+// hugeBytes returns how much of the memory is on huge pages.
+func (st *store) hugeBytes() int64 {
+	memories := []*arena.Memory{st.data, st.slots}
+	if st.hot != nil {
+		memories = append(memories, st.hot)
+	}
+	return arena.HugeBytes(memories...)
+}
+
+// hotCapacity returns how many entries the hot tier has room for.
+func (st *store) hotCapacity() (n int64) {
+	for i := range st.shards {
+		n += int64(st.shards[i].hot.sets.Load()) * hotWays
+	}
+	return n
+}
+
 // fixed is the memory beside the records, in bytes.
 func (st *store) fixed() int64 {
 	entries := (st.capacity[success] + st.capacity[denial] + st.sizes.shards - 1) / st.sizes.shards
@@ -319,11 +342,14 @@ func (st *store) shard(hash uint64) *shard { return &st.shards[hash&uint64(len(s
 func (st *store) lookup(s *scratch, now int64) bool {
 	hit := st.find(s, now)
 	if hit {
-		s.hits++
+		s.tally.hits++
+		if s.tier == tierHot {
+			s.tally.hot++
+		}
 	}
-	if s.requests++; s.requests == noteEvery {
-		st.climber.note(s.requests, s.hits)
-		s.requests, s.hits = 0, 0
+	if s.tally.requests++; s.tally.requests == noteEvery {
+		st.climber.note(s.tally)
+		s.tally = tally{}
 	}
 	return hit
 }
@@ -461,9 +487,22 @@ func (sh *shard) cool(slot hotSlot) {
 	if sh.hot.tag(slot.set, slot.way) == 0 {
 		return
 	}
-	sh.policy.nodes[slot.node()].hot = false
+	n := &sh.policy.nodes[slot.node()]
+	n.hot = false
+	sh.index.SetCount(int(n.slot), 0) // so that it may come back
 	sh.hot.clear(slot)
 	sh.ev.demoted[tierHot]++
+}
+
+// resizeHot gives the hot tier another size. It starts empty.
+func (sh *shard) resizeHot(sets int) {
+	for id := range sh.policy.nodes {
+		if n := &sh.policy.nodes[id]; n.hot {
+			n.hot = false
+			sh.index.SetCount(int(n.slot), 0)
+		}
+	}
+	sh.hot.resize(sets)
 }
 
 // locate returns the slot of the record of k in a class. For the writer only.
@@ -494,6 +533,11 @@ func (st *store) insert(s *scratch, e *entry, body []byte, wildcard string, now 
 	defer sh.unlock()
 	if sh.closed {
 		return false
+	}
+	if st.autoHot {
+		if sets := st.climber.hotSets(st.hotSets); uint64(sets) != sh.hot.sets.Load() {
+			sh.resizeHot(sets)
+		}
 	}
 	c := e.flags.class()
 	need := sh.granules(len(s.record))
