@@ -1,0 +1,387 @@
+package optcache
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/optcache/optcache/plugin/pkg/arena"
+	"github.com/optcache/optcache/plugin/pkg/index"
+)
+
+// This file is one shard of the store: what its writers do, and the step of a lookup that needs to
+// know how index and arena hang together. The rules between readers and writers are in store.go.
+
+// region is the memory that one class has in a shard.
+type region struct {
+	words  []uint64 // of the class, in all shards; the pieces of the shards take turns
+	first  int      // where this shard's first piece starts, in words
+	stride int      // from one of its pieces to the next
+	alloc  *arena.Allocator
+	hand   int // where the next large record makes room
+}
+
+// at returns the words from one place in the region, counted without the other shards' pieces,
+// to the end of its piece; nil when there is no such place.
+func (r *region) at(word int) []uint64 {
+	piece, within := word/pieceWords, word%pieceWords
+	start := r.first + piece*r.stride
+	if start >= len(r.words) {
+		return nil
+	}
+	return r.words[start+within : start+pieceWords]
+}
+
+// shard is an independent part of the store.
+type shard struct {
+	// mu is held by writers. It guards the policy, the allocators and seq, and makes its holder
+	// the only writer of index, arena and hot tier, whose words readers load atomically.
+	mu     sync.Mutex
+	closed bool
+	seq    uint64 // of the last record written
+	policy slru
+	ev     *events // of the request that holds mu
+	seen   int64   // time of that request
+
+	index    index.Table
+	hot      hotTier
+	regions  [classes]region
+	granule  int    // in words
+	hotAfter uint32 // accesses before promotion
+	saturate uint32 // where an access counter stops
+
+	entries [classes]atomic.Int64 // for the metrics, which take no lock
+	used    atomic.Int64          // granules in records, likewise
+
+	_ [lineBytes]byte // shards do not share a line
+}
+
+// find looks for the record in the arena that answers s.key at now. A denial that is alive goes
+// before a positive answer, unless it is a failure: that never hides an answer that may be
+// served. The header of what it returns is in s.entry. again is true when a writer came between.
+func (sh *shard) find(s *scratch, now int64) (slot int, seen index.Slot, record []uint64, again bool) {
+	var c index.Cursor
+	var found entry
+	for {
+		i, candidate, ok := sh.index.Next(&c, s.key.hash)
+		if !ok {
+			break
+		}
+		w, ok := sh.record(candidate)
+		if !ok {
+			return 0, 0, nil, true
+		}
+		e := loadEntry(w)
+		if !e.sane(len(w)) || !e.hasKey(w, &s.key) {
+			if !sh.index.Load(i).Same(candidate) {
+				return 0, 0, nil, true
+			}
+			continue
+		}
+		if e.remaining(now) <= 0 || record != nil && !before(&e, &found) {
+			continue
+		}
+		slot, seen, record, found = i, candidate, w, e
+	}
+	s.entry = found
+	return slot, seen, record, false
+}
+
+// before reports whether a goes before b, when both are alive and of different classes.
+func before(a, b *entry) bool {
+	if a.flags.class() == success {
+		a, b = b, a
+		return a.failure()
+	}
+	return !a.failure()
+}
+
+// record returns the words from where a slot points to the end of the piece. ok is false when
+// there is no room for a record: the slot was read while it changed.
+func (sh *shard) record(s index.Slot) (w []uint64, ok bool) {
+	w = sh.regions[s.Class()].at(int(s.Pos()) * sh.granule)
+	return w, len(w) >= headerWords
+}
+
+// granules returns how many granules n words take.
+func (sh *shard) granules(n int) int { return (n + sh.granule - 1) / sh.granule }
+
+// lock takes the shard's lock for a request; unlock gives it back.
+func (sh *shard) lock(s *scratch, now int64) {
+	sh.mu.Lock()
+	sh.ev, sh.seen = &s.events, now
+}
+
+func (sh *shard) unlock() {
+	sh.ev = nil
+	sh.mu.Unlock()
+}
+
+// second is a time on the store's clock in the unit of the policy.
+func second(ns int64) uint32 { return uint32(ns / 1e9) }
+
+// promote moves an entry up: into the protected segment, and into the hot tier if that has
+// room for it. slot held seen when the entry was read. It never waits: when another writer is
+// at work, the entry is promoted some other time.
+func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) {
+	if !sh.mu.TryLock() {
+		return
+	}
+	sh.ev, sh.seen = &s.events, now
+	defer sh.unlock()
+	record, ok := sh.record(seen)
+	if sh.closed || !ok || !sh.index.Load(slot).Same(seen) || loadEntry(record).seq != s.entry.seq {
+		return
+	}
+	id := s.entry.node()
+	n := &sh.policy.nodes[id]
+	if n.segment == probationary {
+		sh.policy.protect(id)
+	}
+	if n.hot || s.entry.size > hotSlotWords-1 {
+		return
+	}
+	if _, other := sh.locate(&s.key, 1-n.class); other {
+		return
+	}
+	if to, ok := sh.hot.claim(s.entry.hash, now); ok {
+		sh.cool(to)
+		sh.hot.put(to, s.entry.hash, record[:s.entry.size])
+		n.hot = true
+		sh.ev.promoted[tierHot]++
+	}
+}
+
+// cool empties a slot of the hot tier and tells the policy.
+func (sh *shard) cool(slot hotSlot) {
+	if sh.hot.tag(slot.set, slot.way) == 0 {
+		return
+	}
+	n := &sh.policy.nodes[slot.node()]
+	n.hot = false
+	sh.index.SetCount(int(n.slot), 0) // so that it may come back
+	sh.hot.clear(slot)
+	sh.ev.demoted[tierHot]++
+}
+
+// resizeHot gives the hot tier another size. It starts empty.
+func (sh *shard) resizeHot(sets int) {
+	for id := range sh.policy.nodes {
+		if n := &sh.policy.nodes[id]; n.hot {
+			n.hot = false
+			sh.index.SetCount(int(n.slot), 0)
+		}
+	}
+	sh.hot.resize(sets)
+}
+
+// locate returns the slot of the record of k in a class. For the writer only.
+func (sh *shard) locate(k *key, c class) (slot int, ok bool) {
+	var cur index.Cursor
+	for {
+		i, s, ok := sh.index.Next(&cur, k.hash)
+		if !ok {
+			return 0, false
+		}
+		if class(s.Class()) != c {
+			continue
+		}
+		w, _ := sh.record(s)
+		if e := loadEntry(w); e.hasKey(w, k) {
+			return i, true
+		}
+	}
+}
+
+// insert stores the record in s.record, that of e.
+func (sh *shard) insert(s *scratch, e *entry, now int64) bool {
+	c := e.flags.class()
+	need := sh.granules(len(s.record))
+	if need > sh.regions[c].alloc.Cap()/maxRecordShare {
+		return false
+	}
+	// A dead denial has nothing left to say beside a new answer.
+	if c == success {
+		if slot, ok := sh.locate(&s.key, denial); ok {
+			if id, e := sh.at(slot); e.remaining(now) <= 0 {
+				sh.drop(id)
+			}
+		}
+	}
+	pos, ok := sh.makeRoom(s, c, need, now)
+	if !ok {
+		return false
+	}
+	expires := second(now) + e.ttl
+
+	slot, old := sh.locate(&s.key, c)
+	var id uint32
+	if old {
+		id, _ = sh.at(slot)
+		sh.policy.renew(id, expires)
+	} else {
+		id = sh.policy.add(c, s.key.hash, none, expires)
+	}
+	e.link = makeLink(id, e.wildcardLen(), e.excess())
+	s.record[wordLink] = e.link
+	sh.write(c, pos, s.record)
+	if old {
+		before := sh.index.Load(slot)
+		sh.index.Repoint(slot, s.key.hash, uint32(pos))
+		sh.free(before)
+	} else if slot, ok = sh.index.Insert(s.key.hash, uint32(pos), int(c)); !ok {
+		// Cannot be: the index has more slots than the policy has nodes.
+		sh.policy.remove(id)
+		sh.regions[c].alloc.Free(pos, need)
+		return false
+	} else {
+		sh.entries[c].Add(1)
+	}
+	n := &sh.policy.nodes[id]
+	n.slot = uint32(slot)
+	sh.index.Mark(slot, n.segment == protected)
+	sh.used.Add(int64(need))
+	sh.refreshHot(s, id)
+	return true
+}
+
+// makeRoom finds a place for a record of s.key, evicting what must go for it.
+func (sh *shard) makeRoom(s *scratch, c class, need int, now int64) (pos int, ok bool) {
+	r := &sh.regions[c]
+	if _, old := sh.locate(&s.key, c); !old {
+		for sh.policy.full(c) && sh.evict(c, now) {
+		}
+	}
+	// In memory that is full a few victims are usually enough. They lie scattered, so a large
+	// record may need a region of its own to be cleared.
+	const victims = 8
+	for range victims {
+		if pos, ok = r.alloc.Alloc(need); ok {
+			return pos, true
+		}
+		if !sh.evict(c, now) {
+			break
+		}
+	}
+	from, to := r.alloc.Window(need, r.hand)
+	r.hand = to
+	for {
+		start, ok := r.alloc.FirstIn(from, to)
+		if !ok {
+			break
+		}
+		e := loadEntry(r.at(start * sh.granule))
+		sh.drop(e.node())
+		sh.ev.evicted[c]++
+	}
+	return r.alloc.Alloc(need)
+}
+
+// write puts a record where nobody looks yet.
+func (sh *shard) write(c class, pos int, record []uint64) {
+	sh.seq++
+	to := sh.regions[c].at(pos * sh.granule)
+	atomic.StoreUint64(&to[wordSeq], sh.seq)
+	storeWords(to, record)
+}
+
+// refreshHot brings the hot tier's copy of s.key in line with the arena, where the record of
+// node id has just been written.
+func (sh *shard) refreshHot(s *scratch, id uint32) {
+	slot, ok := sh.hot.find(s.key.hash, &s.key, none)
+	if !ok {
+		return
+	}
+	if slot.node() == id && len(s.record) <= hotSlotWords-1 {
+		count := slot.count()
+		sh.hot.put(slot, s.key.hash, s.record)
+		slot.setCount(count)
+		return
+	}
+	sh.cool(slot)
+}
+
+// evict removes the entry of a class that the policy gives up. It reports false when there is
+// none.
+func (sh *shard) evict(c class, now int64) bool {
+	id := sh.policy.victim(c, second(now))
+	if id == none {
+		return false
+	}
+	sh.drop(id)
+	sh.ev.evicted[c]++
+	return true
+}
+
+// at returns node and header of the record that a slot points at. For the writer only.
+func (sh *shard) at(slot int) (uint32, entry) {
+	w, _ := sh.record(sh.index.Load(slot))
+	e := loadEntry(w)
+	return e.node(), e
+}
+
+// drop removes an entry from everywhere.
+func (sh *shard) drop(id uint32) {
+	n := &sh.policy.nodes[id]
+	slot := int(n.slot)
+	_, e := sh.at(slot)
+	if n.hot {
+		if hs, ok := sh.hot.find(e.hash, nil, id); ok {
+			sh.cool(hs)
+		}
+	}
+	s := sh.index.Load(slot)
+	sh.index.Remove(slot, e.hash)
+	sh.free(s)
+	sh.entries[n.class].Add(-1)
+	sh.policy.remove(id)
+}
+
+// free gives back the memory of the record that a slot points, or pointed, at.
+func (sh *shard) free(s index.Slot) {
+	w, _ := sh.record(s)
+	e := loadEntry(w)
+	n := sh.granules(e.size)
+	sh.regions[s.Class()].alloc.Free(int(s.Pos()), n)
+	sh.used.Add(-int64(n))
+}
+
+// takeAccessed implements ledger. Accesses to an entry's copy in the hot tier count for the
+// entry; a copy that nobody asks for any more is demoted.
+func (sh *shard) takeAccessed(n *node) int {
+	if n.slot == none {
+		return 0 // not in the index yet
+	}
+	slot := int(n.slot)
+	accessed := int(sh.index.Load(slot).Count())
+	if accessed > 0 {
+		sh.index.SetCount(slot, 0)
+	}
+	if n.hot {
+		id, e := sh.at(slot)
+		if hs, ok := sh.hot.find(e.hash, nil, id); ok {
+			if count := hs.count(); count > 0 {
+				hs.setCount(0)
+				return accessed + int(count)
+			}
+			if accessed == 0 {
+				sh.cool(hs)
+			}
+		}
+	}
+	return accessed
+}
+
+// moved implements ledger: a hit reads off the index whether an entry is protected.
+func (sh *shard) moved(n *node, from segment) {
+	switch protected {
+	case n.segment:
+		sh.ev.promoted[tierProtected]++
+	case from:
+		sh.ev.demoted[tierProtected]++
+	default:
+		return
+	}
+	if n.slot != none {
+		sh.index.Mark(int(n.slot), n.segment == protected)
+	}
+}

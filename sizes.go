@@ -1,0 +1,120 @@
+package optcache
+
+import (
+	"math"
+	"math/bits"
+	"unsafe"
+
+	"github.com/optcache/optcache/plugin/pkg/index"
+)
+
+// This file lays out the memory of a store: how many shards, how large each part, so that all of
+// it stays within one bound in bytes.
+
+// sizes is how the memory of a store is laid out.
+type sizes struct {
+	shards       int
+	capacity     [classes]int // entries
+	granuleWords int          // unit of allocation: a line, or two words when packed
+	pieces       [classes]int // of one shard's region
+	buckets      int          // of one shard's index
+	hotSets      int          // of one shard, at the most
+	autoHot      bool         // the hot tier's size is looked for
+	hotAfter     uint32       // accesses before promotion
+}
+
+const (
+	// defaultEntryBytes is the memory that the default bound allows for an entry. A typical
+	// answer takes 128 to 256 bytes; what is never touched costs no physical memory.
+	defaultEntryBytes = 1 << 10
+
+	// leastEntryBytes is what the smallest useful record, its slot and the policy take. It
+	// bounds the entries that an index is made for when max_memory is small.
+	leastEntryBytes = 176
+
+	// entriesPerShard is the size a shard should have. Smaller ones cut the policy's view of
+	// the traffic short, larger ones make writers wait for each other.
+	entriesPerShard = 1024
+	maxShards       = 256
+
+	// pieceBytes is the unit in which the shards' regions take their turns in the arena. Each
+	// region fills from its low end, all at about the same pace, so that what is used of the
+	// arena is dense and lies on few, huge pages, whatever the bound is. No record is larger
+	// than a piece.
+	pieceBytes = 128 << 10
+	pieceWords = pieceBytes / wordBytes
+
+	// regionPieces is the size that a region should have at the least. It keeps the shards few
+	// when memory is small.
+	regionPieces = 2
+
+	// maxRecordShare is the part of its region that one record may take.
+	maxRecordShare = 4
+
+	packedGranuleWords  = 2
+	alignedGranuleWords = lineBytes / wordBytes
+
+	// allocatorBytes is what an allocator takes for 64 granules, and a little more.
+	allocatorBytes = 18
+)
+
+// plan lays out the memory that the options ask for. The whole, index and bookkeeping
+// included, stays within the bound in bytes.
+func plan(o *options) sizes {
+	z := sizes{hotAfter: uint32(o.promotionThreshold), granuleWords: packedGranuleWords}
+	if o.lineAligned {
+		z.granuleWords = alignedGranuleWords
+	}
+	z.capacity = [classes]int{o.success.capacity, o.denial.capacity}
+	entries := z.capacity[success] + z.capacity[denial]
+	hotPercentage := o.hotPercentage
+	if hotPercentage == hotAuto {
+		hotPercentage, z.autoHot = autoHotPercentage, true
+	}
+	least := int64(leastEntryBytes + hotEntryBytes*hotPercentage/100)
+	bound := o.maxMemory
+	if bound == 0 {
+		bound = int64(entries) * (defaultEntryBytes + least)
+	}
+	if most := int(min(bound/least, math.MaxInt32)); entries > most {
+		for c := range z.capacity {
+			z.capacity[c] = max(int(int64(z.capacity[c])*int64(most)/int64(entries)), 1)
+		}
+		entries = z.capacity[success] + z.capacity[denial]
+	}
+	shards := min(entries/entriesPerShard, int(bound/(int64(classes)*regionPieces*pieceBytes)), maxShards)
+	z.shards = 1 << (bits.Len(uint(max(shards, 1))) - 1)
+
+	perShard := (entries + z.shards - 1) / z.shards
+	z.buckets = index.Buckets(perShard)
+	if hot := perShard * hotPercentage / 100; hot > 0 {
+		z.hotSets = (hot + hotWays - 1) / hotWays
+	}
+
+	// What remains is for the records, shared between the classes as the entries are.
+	left := bound/int64(z.shards) - z.overhead(perShard)
+	piece := int64(pieceBytes + z.pieceGranules()/64*allocatorBytes)
+	pieces := int(min(left/piece, math.MaxInt32/int64(z.pieceGranules())))
+	z.pieces[denial] = int(int64(pieces) * int64(z.capacity[denial]) / int64(entries))
+	z.pieces[denial] = max(z.pieces[denial], min(regionPieces, pieces/2), 1)
+	z.pieces[success] = max(pieces-z.pieces[denial], 1)
+	return z
+}
+
+// pieceGranules is the number of granules in a piece.
+func (z *sizes) pieceGranules() int { return pieceWords / z.granuleWords }
+
+// overhead is the memory of one shard without its records, in bytes.
+func (z *sizes) overhead(entries int) int64 {
+	return int64(z.buckets)*lineBytes + int64(z.hotSets)*hotSetBytes +
+		int64(entries)*policyBytes + int64(unsafe.Sizeof(shard{})) + 4096
+}
+
+// share is the part of n that shard i gets; the parts add up to n.
+func share(n, shards, i int) int {
+	part := n / shards
+	if i < n%shards {
+		part++
+	}
+	return max(part, 1)
+}
