@@ -131,18 +131,15 @@ func roundTogether(workers []*scalingWorker) float64 {
 	var ready atomic.Int32
 	var start time.Time
 	var end sync.WaitGroup
-	for i, w := range workers {
+	for _, w := range workers {
 		end.Go(func() {
-			ready.Add(1)
-			for i > 0 && ready.Load() <= int32(len(workers)) {
-				runtime.Gosched() // the first one gives the sign
-			}
-			if i == 0 {
-				for ready.Load() < int32(len(workers)) {
-					runtime.Gosched()
-				}
+			// Whoever comes last gives the sign. The others wait without giving their core
+			// away: they run on one each by then.
+			if ready.Add(1) == int32(len(workers)) {
 				start = time.Now()
 				ready.Add(1)
+			}
+			for ready.Load() <= int32(len(workers)) {
 			}
 			w.hits(scalingRound)
 		})

@@ -5,10 +5,11 @@
 // readers reach both without a lock, and the garbage collector never sees an entry.
 //
 // The way of a request: ServeDNS (this file) makes the key and asks the store (store.go), which
-// looks into the hot tier (hotcache.go), then through the index into the arena. A hit is turned
-// into a reply (reply.go), as bytes where nothing in front needs a message (neutral.go). A miss
-// goes on to the next plugin with a writer (writer.go) that decides what of the response is
-// kept (admit.go) and inserts it. The policy (slru.go) says what goes for it.
+// looks into the hot tier (hotcache.go), then through the index into the arena (shard.go), where
+// the records are (entry.go). A hit is turned into a reply (reply.go), as bytes where nothing in
+// front needs a message (neutral.go). A miss goes on to the next plugin with a writer (writer.go)
+// that decides what of the response is kept (admit.go) and inserts it. The policy (slru.go,
+// climber.go) says what goes for it.
 package optcache
 
 import (
