@@ -14,14 +14,14 @@ import (
 //
 // A record is a run of 64-bit words:
 //
-//	word 0     seq: in the arena the number of the write that made it, unique in its shard and
-//	           never repeated; in the hot tier even while the record stands, odd while it changes
+//	word 0     seq: in the arena the number of the write that made it, never repeated in its shard,
+//	           and 0 until all other words are in place; in the hot tier even while the record stands, odd while it changes
 //	word 1     hash of the key
 //	word 2     stored: when the answer came, in ns on the store's clock
 //	word 3     TTL in seconds (32 bits), flags (16), length of the key in bytes (16)
 //	word 4     length of the body in bytes, records in answer, authority, additional (16 each)
-//	word 5     link: in the arena the number of the policy's node (32 bits) and the lengths of
-//	           the wildcard name (16) and of what the server overestimates (16); in the hot tier the access counter
+//	word 5     link: number of the policy's node (32 bits), lengths of the wildcard name (16) and
+//	           of what the server overestimates (16)
 //	then       the key, the body, the TTL offsets, the wildcard name, each padded to a word
 //
 // The key is the lower-cased wire qname, qtype, qclass and a byte with DO and CD. The body is

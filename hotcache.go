@@ -36,7 +36,7 @@ const (
 // hotTier is the hot tier of one shard. The zero hotTier holds nothing.
 //
 // The first word of a slot is its access counter, raised by readers; the record follows. Its
-// seq is odd while the slot changes. Writers hold the shard's lock.
+// seq is odd while the slot changes, and 0 when it was never used. Writers hold the shard's lock.
 type hotTier struct {
 	tags  []uint64 // one word for each set; a tag of 0 is an empty way
 	slots []uint64
@@ -81,7 +81,7 @@ func (h *hotTier) lookup(s *scratch, now int64) bool {
 		slot := h.slot(set, way)
 		e := &s.entry
 		e.load(slot.record)
-		if e.seq&1 != 0 || !e.sane(len(slot.record)) || !e.hasKey(slot.record, &s.key) || e.remaining(now) <= 0 {
+		if e.seq&1 != 0 || e.seq == 0 || !e.sane(len(slot.record)) || !e.hasKey(slot.record, &s.key) || e.remaining(now) <= 0 {
 			continue
 		}
 		s.copyAnswer(slot.record)

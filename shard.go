@@ -31,6 +31,20 @@ func (r *region) at(word int) []uint64 {
 	return r.words[start+within : start+pieceWords]
 }
 
+// nextWindow returns where the next large record should make room: behind the last one, at the
+// start of a word of the allocator's bitmaps, in a piece that has so much left.
+func (r *region) nextWindow(granules int) int {
+	span := r.alloc.Span()
+	at := (r.hand + 63) &^ 63
+	if at%span+granules > span {
+		at = (at/span + 1) * span
+	}
+	if at+granules > r.alloc.Cap() {
+		return 0
+	}
+	return at
+}
+
 // shard is an independent part of the store.
 type shard struct {
 	// mu is held by writers. It guards the policy, the allocators and seq, and makes its holder
@@ -71,7 +85,7 @@ func (sh *shard) find(s *scratch, now int64) (slot int, seen index.Slot, record 
 			return 0, 0, nil, true
 		}
 		e := loadEntry(w)
-		if !e.sane(len(w)) || !e.hasKey(w, &s.key) {
+		if e.seq == 0 || !e.sane(len(w)) || !e.hasKey(w, &s.key) {
 			if !sh.index.Load(i).Same(candidate) {
 				return 0, 0, nil, true
 			}
@@ -262,7 +276,7 @@ func (sh *shard) makeRoom(s *scratch, c class, need int, now int64) (pos int, ok
 			break
 		}
 	}
-	from, to := r.alloc.Window(need, r.hand)
+	from, to := r.alloc.Window(need, r.nextWindow(need))
 	r.hand = to
 	for {
 		start, ok := r.alloc.FirstIn(from, to)
@@ -276,12 +290,14 @@ func (sh *shard) makeRoom(s *scratch, c class, need int, now int64) (pos int, ok
 	return r.alloc.Alloc(need)
 }
 
-// write puts a record where nobody looks yet.
+// write puts a record where nobody should look yet. Somebody may all the same, who came by a slot
+// that pointed there before, and will point there again: seq is 0 until all words are in place.
 func (sh *shard) write(c class, pos int, record []uint64) {
 	sh.seq++
 	to := sh.regions[c].at(pos * sh.granule)
-	atomic.StoreUint64(&to[wordSeq], sh.seq)
+	atomic.StoreUint64(&to[wordSeq], 0)
 	storeWords(to, record)
+	atomic.StoreUint64(&to[wordSeq], sh.seq)
 }
 
 // refreshHot brings the hot tier's copy of s.key in line with the arena, where the record of

@@ -66,7 +66,6 @@ func plan(o *options) sizes {
 		z.granuleWords = alignedGranuleWords
 	}
 	z.capacity = [classes]int{o.success.capacity, o.denial.capacity}
-	entries := z.capacity[success] + z.capacity[denial]
 	hotPercentage := o.hotPercentage
 	if hotPercentage == hotAuto {
 		hotPercentage, z.autoHot = autoHotPercentage, true
@@ -74,40 +73,56 @@ func plan(o *options) sizes {
 	least := int64(leastEntryBytes + hotEntryBytes*hotPercentage/100)
 	bound := o.maxMemory
 	if bound == 0 {
-		bound = int64(entries) * (defaultEntryBytes + least)
+		bound = int64(z.entries()) * (defaultEntryBytes + least)
 	}
-	if most := int(min(bound/least, math.MaxInt32)); entries > most {
-		for c := range z.capacity {
-			z.capacity[c] = max(int(int64(z.capacity[c])*int64(most)/int64(entries)), 1)
+	if most := min(bound/least, math.MaxInt32); int64(z.entries()) > most {
+		z.shrink(most, int64(z.entries()))
+	}
+
+	for mostShards := maxShards; ; mostShards = max(z.shards/2, 1) {
+		shards := min(z.entries()/entriesPerShard, int(bound/(int64(classes)*regionPieces*pieceBytes)), mostShards)
+		z.shards = 1 << (bits.Len(uint(max(shards, 1))) - 1)
+		perShard := z.perShard()
+		z.buckets = index.Buckets(perShard)
+		z.hotSets = (perShard*hotPercentage/100 + hotWays - 1) / hotWays
+
+		// What remains is for the records, shared between the classes as the entries are.
+		left := bound/int64(z.shards) - z.overhead()
+		piece := int64(pieceBytes + z.pieceGranules()/64*allocatorBytes)
+		pieces := int(min(left/piece, math.MaxInt32/int64(z.pieceGranules())))
+		if pieces < int(classes) && z.entries() > 100 {
+			if z.shards == 1 {
+				z.shrink(9, 10)
+			}
+			continue
 		}
-		entries = z.capacity[success] + z.capacity[denial]
+		z.pieces[denial] = int(int64(pieces) * int64(z.capacity[denial]) / int64(z.entries()))
+		z.pieces[denial] = max(z.pieces[denial], min(regionPieces, pieces/2), 1)
+		z.pieces[success] = max(pieces-z.pieces[denial], 1)
+		return z
 	}
-	shards := min(entries/entriesPerShard, int(bound/(int64(classes)*regionPieces*pieceBytes)), maxShards)
-	z.shards = 1 << (bits.Len(uint(max(shards, 1))) - 1)
+}
 
-	perShard := (entries + z.shards - 1) / z.shards
-	z.buckets = index.Buckets(perShard)
-	if hot := perShard * hotPercentage / 100; hot > 0 {
-		z.hotSets = (hot + hotWays - 1) / hotWays
+// entries is the capacity of both classes.
+func (z *sizes) entries() int { return z.capacity[success] + z.capacity[denial] }
+
+// perShard is the most entries that a shard has.
+func (z *sizes) perShard() int { return (z.entries() + z.shards - 1) / z.shards }
+
+// shrink multiplies the capacities by a fraction.
+func (z *sizes) shrink(numerator, denominator int64) {
+	for c := range z.capacity {
+		z.capacity[c] = max(int(int64(z.capacity[c])*numerator/denominator), 1)
 	}
-
-	// What remains is for the records, shared between the classes as the entries are.
-	left := bound/int64(z.shards) - z.overhead(perShard)
-	piece := int64(pieceBytes + z.pieceGranules()/64*allocatorBytes)
-	pieces := int(min(left/piece, math.MaxInt32/int64(z.pieceGranules())))
-	z.pieces[denial] = int(int64(pieces) * int64(z.capacity[denial]) / int64(entries))
-	z.pieces[denial] = max(z.pieces[denial], min(regionPieces, pieces/2), 1)
-	z.pieces[success] = max(pieces-z.pieces[denial], 1)
-	return z
 }
 
 // pieceGranules is the number of granules in a piece.
 func (z *sizes) pieceGranules() int { return pieceWords / z.granuleWords }
 
 // overhead is the memory of one shard without its records, in bytes.
-func (z *sizes) overhead(entries int) int64 {
+func (z *sizes) overhead() int64 {
 	return int64(z.buckets)*lineBytes + int64(z.hotSets)*hotSetBytes +
-		int64(entries)*policyBytes + int64(unsafe.Sizeof(shard{})) + 4096
+		int64(z.perShard())*policyBytes + int64(unsafe.Sizeof(shard{})) + 4096
 }
 
 // share is the part of n that shard i gets; the parts add up to n.

@@ -61,7 +61,7 @@ type store struct {
 // newStore allocates a store. It fails when the system has not got the memory.
 func newStore(z sizes) (*store, error) {
 	st := &store{sizes: z, seed: maphash.MakeSeed(), shards: make([]shard, z.shards)}
-	st.climber = newClimber(z.capacity[success]+z.capacity[denial], z.autoHot)
+	st.climber = newClimber(z.entries(), z.autoHot)
 	dataPieces := z.shards * (z.pieces[success] + z.pieces[denial])
 	slotWords := z.buckets * index.SlotsPerBucket
 	hotWords := z.hotSets * hotSetBytes / wordBytes
@@ -173,9 +173,8 @@ func (st *store) hotCapacity() (n int64) {
 
 // fixed is the memory beside the records, in bytes.
 func (st *store) fixed() int64 {
-	entries := (st.capacity[success] + st.capacity[denial] + st.sizes.shards - 1) / st.sizes.shards
 	granules := (st.pieces[success] + st.pieces[denial]) * st.pieceGranules()
-	return int64(st.sizes.shards) * (st.overhead(entries) + int64(granules)/64*allocatorBytes)
+	return int64(st.sizes.shards) * (st.overhead() + int64(granules)/64*allocatorBytes)
 }
 
 func (st *store) shard(hash uint64) *shard { return &st.shards[hash&uint64(len(st.shards)-1)] }

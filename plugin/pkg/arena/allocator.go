@@ -177,6 +177,9 @@ func (a *Allocator) Used() int { return a.inUse }
 // Cap is the number of granules in the region.
 func (a *Allocator) Cap() int { return a.granules }
 
+// Span is the length of the pieces that no run crosses the border of, in granules.
+func (a *Allocator) Span() int { return a.span }
+
 // FirstIn returns the lowest start of an allocated run that lies in [from, to).
 // Bounds outside the region are clipped to it. A run that begins before from
 // is not found, even where it reaches past from; Window returns regions that
