@@ -15,7 +15,8 @@ import (
 // A record is a run of 64-bit words:
 //
 //	word 0     seq: in the arena the number of the write that made it, never repeated in its shard,
-//	           and 0 until all other words are in place; in the hot tier even while the record stands, odd while it changes
+//	           and 0 until all other words are in place; in the hot tier even while the record
+//	           stands, odd while it changes
 //	word 1     hash of the key
 //	word 2     stored: when the answer came, in ns on the store's clock
 //	word 3     TTL in seconds (32 bits), flags (16), length of the key in bytes (16)

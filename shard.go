@@ -85,7 +85,10 @@ func (sh *shard) find(s *scratch, now int64) (slot int, seen index.Slot, record 
 			return 0, 0, nil, true
 		}
 		e := loadEntry(w)
-		if e.seq == 0 || !e.sane(len(w)) || !e.hasKey(w, &s.key) {
+		if e.seq == 0 { // somebody is writing here: the slot was an old one
+			return 0, 0, nil, true
+		}
+		if !e.sane(len(w)) || !e.hasKey(w, &s.key) {
 			if !sh.index.Load(i).Same(candidate) {
 				return 0, 0, nil, true
 			}

@@ -34,7 +34,7 @@ const (
 
 	// entriesPerShard is the size a shard should have. Smaller ones cut the policy's view of
 	// the traffic short, larger ones make writers wait for each other.
-	entriesPerShard = 1024
+	entriesPerShard = 2048
 	maxShards       = 256
 
 	// pieceBytes is the unit in which the shards' regions take their turns in the arena. Each

@@ -24,6 +24,9 @@ func (l *notedLedger) takeAccessed(n *node) int {
 	if l.asked++; l.asked > 1e7 {
 		panic("the policy asks without end")
 	}
+	if n.segment == free {
+		panic("the policy asks for an entry that is gone")
+	}
 	if l.always {
 		return 1
 	}
@@ -133,13 +136,6 @@ func newNaivePolicy(capacity [classes]int, share int) *naivePolicy {
 		p.ghost[c] = map[uint64]uint32{}
 	}
 	return p
-}
-
-func (p *naivePolicy) len(c class) (n int) {
-	for _, s := range listed {
-		n += len(p.segments[c][s])
-	}
-	return n
 }
 
 func (p *naivePolicy) take(e *naiveEntry) {
