@@ -29,6 +29,12 @@ run: build ## build, and serve ./Corefile on 127.0.0.1:1053, metrics on 127.0.0.
 test: ## all tests
 	$(GO) test ./...
 
+# The peers of bench/hitratio are a module of their own, so that what they need is not the plugin's.
+.PHONY: test-bench
+test-bench: ## vet and test bench/hitratio's peers
+	$(GO) vet -C bench/hitratio/peers ./...
+	$(GO) test -C bench/hitratio/peers ./...
+
 .PHONY: race
 race: ## the tests of optcache's own packages under the race detector (needs a C compiler)
 	$(GO) test -race $(RACE_PKGS)
@@ -69,4 +75,4 @@ clean: ## remove what build made
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
