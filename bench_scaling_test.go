@@ -133,14 +133,7 @@ type scalingWorker struct {
 
 func newScalingWorker(ctx context.Context, h plugin.Handler, qs []*dns.Msg, at int) *scalingWorker {
 	s := &scalingWorker{ctx: ctx, h: h, at: at}
-	// Each hit writes to it: workers' writers must not share a line.
-	padded := new(struct {
-		_ [2 * lineBytes]byte
-		packWriter
-		_ [2 * lineBytes]byte
-	})
-	padded.packWriter = *newUDPWriter()
-	w := &padded.packWriter
+	w := newUDPWriter()
 	for _, r := range qs {
 		r = r.Copy()
 		s.qs = append(s.qs, r)

@@ -34,8 +34,15 @@ func (w *packWriter) WriteMsg(m *dns.Msg) error {
 	return err
 }
 
+// newUDPWriter returns a writer that shares no line with another: each reply writes to it.
 func newUDPWriter() *packWriter {
-	return &packWriter{addr: &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40212}}
+	padded := new(struct {
+		_ [2 * lineBytes]byte
+		packWriter
+		_ [2 * lineBytes]byte
+	})
+	padded.addr = &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40212}
+	return &padded.packWriter
 }
 
 // addressUpstream answers every question with one address.

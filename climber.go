@@ -45,8 +45,8 @@ const (
 	restartChange        = 0.05
 
 	// noteEvery is how many requests are counted apart, by whoever serves them, before the
-	// climber hears of them.
-	noteEvery = 64
+	// climber hears of them: its totals are on a line that all cores share.
+	noteEvery = 1024
 )
 
 // tally counts requests, the hits among them, and the hits in the hot tier among those.

@@ -263,6 +263,7 @@ func storeWords(dst, src []uint64) {
 // scratch is what serving one request needs in memory. It is pooled, so that a hit allocates
 // nothing, and owned by one request at a time.
 type scratch struct {
+	_        [2 * lineBytes]byte // nothing that another core writes lies on its lines
 	key      key
 	entry    entry // header of the answer found
 	tier     tier  // where it was found
@@ -276,6 +277,7 @@ type scratch struct {
 	events   events
 	tally    tally  // what the climber has not heard of
 	stripe   uint32 // which stripe of the counters this scratch counts on
+	_        [2 * lineBytes]byte
 }
 
 // pooledMax is the largest buffer, in bytes, that is kept for the next request.

@@ -99,10 +99,11 @@ func (c *counters) hits(keep func(class, tier, way) bool) (n uint64) {
 	return n
 }
 
-// stripeCount is the number of stripes: a power of two, about one for each core.
+// stripeCount is the number of stripes: a power of two, and far more than there are cores, so that
+// two cores seldom share one.
 var stripeCount = func() int {
-	n := 1
-	for n < runtime.GOMAXPROCS(0) && n < 64 {
+	n := 64
+	for n < 8*runtime.GOMAXPROCS(0) && n < 512 {
 		n *= 2
 	}
 	return n
@@ -113,7 +114,11 @@ var nextStripe atomic.Uint32
 // newScratch returns a scratch, which counts on a stripe of its own as far as there are enough.
 // A sync.Pool keeps a scratch on the core that used it last.
 func newScratch() *scratch {
-	return &scratch{out: make([]byte, 1024), stripe: nextStripe.Add(1)}
+	return &scratch{
+		out:     make([]byte, 1024),
+		offsets: make([]uint64, 0, 2*lineBytes/wordBytes), // whole lines
+		stripe:  nextStripe.Add(1),
+	}
 }
 
 // server is what an instance keeps for one of the servers that it works in.

@@ -137,17 +137,17 @@ func (sh *shard) unlock() {
 func second(ns int64) uint32 { return uint32(ns / 1e9) }
 
 // promote moves an entry up: into the protected segment, and into the hot tier if that has
-// room for it. slot held seen when the entry was read. It never waits: when another writer is
-// at work, the entry is promoted some other time.
-func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) {
+// room for it. slot held seen when the entry was read. It never waits, and reports false when
+// another writer is at work.
+func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) bool {
 	if !sh.mu.TryLock() {
-		return
+		return false
 	}
 	sh.ev, sh.seen = &s.events, now
 	defer sh.unlock()
 	record, ok := sh.record(seen)
 	if sh.closed || !ok || !sh.index.Load(slot).Same(seen) || loadEntry(record).seq != s.entry.seq {
-		return
+		return true
 	}
 	id := s.entry.node()
 	n := &sh.policy.nodes[id]
@@ -155,10 +155,10 @@ func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) {
 		sh.policy.protect(id)
 	}
 	if n.hot || s.entry.size > hotSlotWords-1 {
-		return
+		return true
 	}
 	if _, other := sh.locate(&s.key, 1-n.class); other {
-		return
+		return true
 	}
 	if to, ok := sh.hot.claim(s.entry.hash, now); ok {
 		sh.cool(to)
@@ -166,6 +166,7 @@ func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) {
 		n.hot = true
 		sh.ev.promoted[tierHot]++
 	}
+	return true
 }
 
 // cool empties a slot of the hot tier and tells the policy.

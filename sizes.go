@@ -44,8 +44,11 @@ const (
 	pieceBytes = 128 << 10
 	pieceWords = pieceBytes / wordBytes
 
-	// regionPieces is the size that a region should have at the least. It keeps the shards few
-	// when memory is small.
+	// leastShardBytes is the memory that a shard should have at the least. It keeps the shards few
+	// when memory is small, for what one class leaves unused in a shard the other cannot have.
+	leastShardBytes = 2 << 20
+
+	// regionPieces is the size that a region should have where there are eight times as many.
 	regionPieces = 2
 
 	// maxRecordShare is the part of its region that one record may take.
@@ -56,6 +59,9 @@ const (
 
 	// allocatorBytes is what an allocator takes for 64 granules, and a little more.
 	allocatorBytes = 18
+
+	// roundingBytes is what the index and the hot tier may take more, to fill whole pages.
+	roundingBytes = 2 * 4096
 )
 
 // plan lays out the memory that the options ask for. The whole, index and bookkeeping
@@ -80,7 +86,7 @@ func plan(o *options) sizes {
 	}
 
 	for mostShards := maxShards; ; mostShards = max(z.shards/2, 1) {
-		shards := min(z.entries()/entriesPerShard, int(bound/(int64(classes)*regionPieces*pieceBytes)), mostShards)
+		shards := min(z.entries()/entriesPerShard, int(bound/leastShardBytes), mostShards)
 		z.shards = 1 << (bits.Len(uint(max(shards, 1))) - 1)
 		perShard := z.perShard()
 		z.buckets = index.Buckets(perShard)
@@ -97,7 +103,7 @@ func plan(o *options) sizes {
 			continue
 		}
 		z.pieces[denial] = int(int64(pieces) * int64(z.capacity[denial]) / int64(z.entries()))
-		z.pieces[denial] = max(z.pieces[denial], min(regionPieces, pieces/2), 1)
+		z.pieces[denial] = max(z.pieces[denial], min(regionPieces, pieces/8), 1)
 		z.pieces[success] = max(pieces-z.pieces[denial], 1)
 		return z
 	}
@@ -122,7 +128,7 @@ func (z *sizes) pieceGranules() int { return pieceWords / z.granuleWords }
 // overhead is the memory of one shard without its records, in bytes.
 func (z *sizes) overhead() int64 {
 	return int64(z.buckets)*lineBytes + int64(z.hotSets)*hotSetBytes +
-		int64(z.perShard())*policyBytes + int64(unsafe.Sizeof(shard{})) + 4096
+		int64(z.perShard())*policyBytes + int64(unsafe.Sizeof(shard{})) + roundingBytes
 }
 
 // share is the part of n that shard i gets; the parts add up to n.

@@ -221,8 +221,17 @@ func (st *store) find(s *scratch, now int64) bool {
 		if seen.Marked() {
 			s.tier = tierProtected
 		}
-		if n := seen.Count(); n < sh.saturate && sh.index.Bump(slot, seen) && n+1 == sh.hotAfter {
-			sh.promote(s, slot, seen, now)
+		if n := seen.Count(); n < sh.saturate {
+			if n+1 == sh.hotAfter {
+				if !sh.promote(s, slot, seen, now) {
+					return true // the next access tries again
+				}
+				// The entry may be marked now, or gone.
+				if s := sh.index.Load(slot); s.Same(seen) && s.Count() == n {
+					seen = s
+				}
+			}
+			sh.index.Bump(slot, seen)
 		}
 		return true
 	}
