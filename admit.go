@@ -121,6 +121,17 @@ func broken(m *dns.Msg) bool {
 	return !ok || q.Qtype != dns.TypeCNAME && !owns(m.Answer, end, q)
 }
 
+// answersQuestion reports whether m says what was asked for: it has records in the answer section,
+// and they lead to such a one.
+func answersQuestion(m *dns.Msg) bool {
+	return m.Rcode == dns.RcodeSuccess && len(m.Question) > 0 && len(m.Answer) > 0 && !broken(m)
+}
+
+// answers reports whether a response of that kind is a whole, positive answer.
+func answers(m *dns.Msg, kind response.Type) bool {
+	return !m.Truncated && kind == response.NoError && answersQuestion(m)
+}
+
 // owns reports whether name has a record of the type and class of q.
 func owns(rrs []dns.RR, name string, q dns.Question) bool {
 	for _, rr := range rrs {

@@ -71,9 +71,13 @@ const (
 	flagAA         recordFlags = 1 << 4
 	flagRA         recordFlags = 1 << 5
 	flagAD         recordFlags = 1 << 6
-	flagDenial     recordFlags = 1 << 7 // the class: set for denials and failures
-	flagCompressed recordFlags = 1 << 8 // the body has compression pointers: its plain form is over 64 KiB
-	flagMessage    recordFlags = 1 << 9 // the answer must go as a message, for what it carries
+	flagDenial     recordFlags = 1 << 7  // the class: set for denials and failures
+	flagCompressed recordFlags = 1 << 8  // the body has compression pointers: its plain form is over 64 KiB
+	flagMessage    recordFlags = 1 << 9  // the answer must go as a message, for what it carries
+	flagAnswers    recordFlags = 1 << 10 // with prefer_positive: the answer answers its question
+
+	// kindFlags tell apart the records that one key may have at a time.
+	kindFlags = flagDenial | flagAnswers
 )
 
 // Bits of a key's last byte.
@@ -96,6 +100,17 @@ func (f recordFlags) class() class {
 		return denial
 	}
 	return success
+}
+
+// kind returns what tells a record from others of the same key.
+func (f recordFlags) kind() recordFlags { return f & kindFlags }
+
+// kind returns the kind that the records of a class have without prefer_positive.
+func (c class) kind() recordFlags {
+	if c == denial {
+		return flagDenial
+	}
+	return 0
 }
 
 // key is what an answer is found by. The bytes behind n up to the next word are zero.
@@ -121,6 +136,11 @@ func (k *key) set(seed maphash.Seed, name []byte, qtype, qclass uint16, do, cd b
 	k.n = len(name) + keyTail
 	clear(k.bytes[k.n : words(k.n)*wordBytes])
 	k.hash = maphash.Bytes(seed, k.bytes[:k.n])
+}
+
+// equal reports whether both are the same key.
+func (k *key) equal(other *key) bool {
+	return k.hash == other.hash && string(k.bytes[:k.n]) == string(other.bytes[:other.n])
 }
 
 // name returns the lower-cased wire qname. It is part of k.
@@ -150,6 +170,12 @@ type entry struct {
 
 	// Where the parts begin, in words from the start of the record; see place.
 	bodyAt, offsetsAt, wildcardAt, size int
+
+	// For an insert, and not part of the record: the answer puts an end to a denial that is still
+	// alive, and how often the entry that it refreshes has been asked for, and when.
+	supersedes bool
+	hits       uint32
+	hitsAt     int64
 }
 
 func (e *entry) node() uint32     { return uint32(e.link) }
@@ -190,6 +216,28 @@ func (e *entry) place() {
 // when it has expired.
 func (e *entry) remaining(now int64) int64 {
 	return int64(e.ttl) - (now-e.stored)/1e9
+}
+
+// servable reports whether the answer may be served at now: it is alive, or was less than stale
+// seconds ago.
+func (e *entry) servable(now, stale int64) bool {
+	left := e.remaining(now)
+	return left > 0 || -left < stale
+}
+
+// rank says which of the records of one key is served, when several may be: the one of the lowest
+// rank. A denial goes before a positive answer, unless it is a failure; with prefer_positive, what
+// answers the question goes before all.
+func (e *entry) rank() int {
+	switch {
+	case e.flags&flagAnswers != 0:
+		return 0
+	case e.flags&flagDenial == 0:
+		return 2
+	case e.failure():
+		return 3
+	}
+	return 1
 }
 
 // load decodes the header of the record at w[0]. What it finds may be torn when somebody writes
@@ -298,7 +346,7 @@ func (s *scratch) grow(n, keep int) {
 // unchanged afterwards.
 func (s *scratch) copyAnswer(w []uint64) {
 	e := &s.entry
-	s.grow(s.body+(e.offsetsAt-e.bodyAt)*wordBytes+wire.OPTLen, s.body)
+	s.grow(s.body+(e.offsetsAt-e.bodyAt)*wordBytes+wire.OPTLen+wire.EDELen, s.body)
 	loadBytes(s.out[s.body:], w[e.bodyAt:e.offsetsAt])
 
 	n := e.wildcardAt - e.offsetsAt

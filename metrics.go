@@ -28,6 +28,10 @@ type counter int
 const (
 	countMiss = counter(int(classes)*int(tiers)*int(ways)) + iota
 	countDrop
+	countStale
+	countPrefetch
+	countCoalesced
+	countLetGo
 	countEvicted
 	_                                              // one for each class
 	countPromoted                                  // by tier entered
@@ -249,6 +253,9 @@ var (
 	evictionsDesc = desc("evictions_total", "The count of cache evictions.", "type")
 	staleDesc     = desc("served_stale_total", "The number of requests served from stale cache entries.")
 	prefetchDesc  = desc("prefetch_total", "The number of times the cache has prefetched a cached item.")
+	coalescedDesc = desc("coalesced_total", "The count of cache requests that waited for another one's upstream query.")
+	letGoDesc     = desc("coalesce_let_go_total", "The count of cache requests that waited too long for another one's upstream query.")
+	waitingDesc   = desc("coalesce_waiting", "The number of cache requests that wait for another one's upstream query.")
 	tierDesc      = desc("tier_hits_total", "The count of cache hits by the tier they were found in.", "tier")
 	wayDesc       = desc("sent_total", "The count of cache hits by the way they were sent, and for messages why.", "way", "reason")
 	promotedDesc  = desc("promotions_total", "The number of entries that moved up into a tier.", "tier")
@@ -259,7 +266,7 @@ var (
 	boundDesc     = desc("memory_limit_bytes", "The most that memory_bytes can become.")
 
 	descs = []*prometheus.Desc{entriesDesc, requestsDesc, hitsDesc, missesDesc, dropsDesc, evictionsDesc,
-		staleDesc, prefetchDesc, tierDesc, wayDesc, promotedDesc, demotedDesc, bytesDesc, boundDesc, hugeDesc, hotDesc}
+		staleDesc, prefetchDesc, coalescedDesc, letGoDesc, waitingDesc, tierDesc, wayDesc, promotedDesc, demotedDesc, bytesDesc, boundDesc, hugeDesc, hotDesc}
 
 	classNames = [classes]string{"success", "denial"}
 )
@@ -277,15 +284,16 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		c.collect(ch)
 	}
 	// While one instance takes over from another both run; the newer one speaks for the labels.
-	current := make(map[labels]*store)
+	current := make(map[labels]*Optcache)
 	for _, o := range instances.all() {
 		if known := o.servers.Load(); known != nil {
 			for _, s := range *known {
-				current[s.labels] = o.store
+				current[s.labels] = o
 			}
 		}
 	}
-	for l, st := range current {
+	for l, o := range current {
+		st := o.store
 		gauge := func(d *prometheus.Desc, v int64, more ...string) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), l.values(more)...)
 		}
@@ -296,6 +304,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(boundDesc, st.bound())
 		gauge(hugeDesc, st.hugeBytes())
 		gauge(hotDesc, st.hotCapacity())
+		gauge(waitingDesc, o.flights.waiting.Load())
 	}
 }
 
@@ -318,8 +327,10 @@ func (c *counters) collect(ch chan<- prometheus.Metric) {
 	total(requestsDesc, hits+misses)
 	total(missesDesc, misses)
 	total(dropsDesc, c.sum(countDrop))
-	total(staleDesc, 0)
-	total(prefetchDesc, 0)
+	total(staleDesc, c.sum(countStale))
+	total(prefetchDesc, c.sum(countPrefetch))
+	total(coalescedDesc, c.sum(countCoalesced))
+	total(letGoDesc, c.sum(countLetGo))
 	for t, name := range tierNames {
 		total(tierDesc, c.hits(func(_ class, k tier, _ way) bool { return k == tier(t) }), name)
 		if tier(t) != tierProbationary { // nothing moves up into it, or down out of it

@@ -37,6 +37,11 @@ type options struct {
 	servfail time.Duration // how long a failure is cached, 0 to 5m; 0: never
 	keepTTL  bool          // show the original TTL instead of the remaining one
 
+	prefetch prefetchOptions
+	stale    staleOptions
+	coalesce coalesceOptions
+	explain  bool // ede: say in the reply why an answer is stale or a failure
+
 	hotPercentage      int   // share of the capacity for the hot tier, 0 to 50, or hotAuto
 	promotionThreshold int   // accesses before promotion, 1 to 255
 	lineAligned        bool  // cache_line_optimization: records start on a 64-byte line
@@ -51,6 +56,12 @@ type classOptions struct {
 	except   []string      // normalized zones whose answers of this class are not cached
 }
 
+// coalesceOptions bound how requests with the same key wait for each other.
+type coalesceOptions struct {
+	waiters int           // requests that may wait for one query; 0: none
+	wait    time.Duration // how long each of them waits, 1 ms or more
+}
+
 // Optcache is the plugin's handler. Its methods are safe for concurrent use once it has been
 // started.
 type Optcache struct {
@@ -62,6 +73,7 @@ type Optcache struct {
 	bypass    zoneSet          // zones that some plugin wants to be asked for each time
 
 	store   *store
+	flights flights
 	view    string
 	front   front // what stands in front of this plugin
 	servers atomic.Pointer[[]*server]
@@ -82,6 +94,7 @@ func newOptcache(o options) *Optcache {
 		except:    [classes]zoneSet{success: newZoneSet(o.success.except), denial: newZoneSet(o.denial.except)},
 		wall:      time.Now,
 	}
+	h.flights.coalesceOptions = o.coalesce
 	h.pool.New = func() any { return newScratch() }
 	return h
 }
@@ -143,34 +156,56 @@ func (o *Optcache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	if !cacheable(r) {
 		return o.next(ctx, w, r)
 	}
-	s := o.pool.Get().(*scratch)
-	q := &r.Question[0]
-	n, ok := wire.PackName(s.out[wire.HeaderLen:], q.Name)
-	if !ok {
-		o.release(s)
-		return o.next(ctx, w, r)
-	}
 	opt := r.IsEdns0()
-	do := opt != nil && opt.Do()
-	s.key.set(o.store.seed, s.out[wire.HeaderLen:wire.HeaderLen+n], q.Qtype, q.Qclass, do, r.CheckingDisabled)
-	if !o.zoneNames.contain(s.key.name()) || o.bypass.contain(s.key.name()) {
+	s, ok := o.scratchFor(r, opt)
+	if !ok || !o.zoneNames.contain(s.key.name()) || o.bypass.contain(s.key.name()) {
 		o.release(s)
 		return o.next(ctx, w, r)
 	}
 
 	srv := o.server(ctx)
 	now := o.clock()
-	s.body = wire.HeaderLen + n + questionTail
 	if o.store.lookup(s, now) {
-		rcode, err := o.reply(ctx, w, r, opt, s, srv, now)
-		o.release(s)
-		return rcode, err
+		return o.hit(ctx, w, r, opt, s, srv, now)
 	}
-
+	rw := o.newWriter(ctx, w, r, opt, s, srv, forMiss)
+	if o.coalesce.waiters > 0 {
+		return o.coalesced(ctx, rw, r, s, srv)
+	}
 	srv.add(s.stripe, countMiss, 1)
-	rw := &writer{ResponseWriter: w, o: o, ctx: ctx, server: srv, key: s.key, ad: r.AuthenticatedData}
 	o.release(s)
 	return o.ask(ctx, rw, r)
+}
+
+// scratchFor returns a scratch with the key of a question. ok is false when its name is not one.
+func (o *Optcache) scratchFor(r *dns.Msg, opt *dns.OPT) (s *scratch, ok bool) {
+	s = o.pool.Get().(*scratch)
+	q := &r.Question[0]
+	n, ok := wire.PackName(s.out[wire.HeaderLen:], q.Name)
+	if !ok {
+		return s, false
+	}
+	do := opt != nil && opt.Do()
+	s.key.set(o.store.seed, s.out[wire.HeaderLen:wire.HeaderLen+n], q.Qtype, q.Qclass, do, r.CheckingDisabled)
+	s.body = wire.HeaderLen + n + questionTail
+	return s, true
+}
+
+// hit serves the entry in s, which is released.
+func (o *Optcache) hit(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, now int64) (int, error) {
+	defer o.release(s)
+	left := s.entry.remaining(now)
+	if left <= 0 {
+		return o.serveStale(ctx, w, r, opt, s, srv, now)
+	}
+	if o.prefetch.amount > 0 && o.due(s, now) {
+		o.refresh(ctx, r, s, srv, now, forPrefetch)
+	}
+	ttl := s.entry.ttl
+	if !o.keepTTL {
+		ttl = uint32(left)
+	}
+	return o.reply(ctx, w, r, opt, s, srv, ttl, false)
 }
 
 // cacheable reports whether r is a question that may be answered from memory at all.
@@ -182,17 +217,24 @@ func cacheable(r *dns.Msg) bool {
 	return qtype != dns.TypeAXFR && qtype != dns.TypeIXFR
 }
 
-// ask hands a miss to the next plugin.
+// ask hands a request to the next plugin.
 func (o *Optcache) ask(ctx context.Context, rw *writer, r *dns.Msg) (int, error) {
 	// Plugins may change what they get. AD asks the upstream to say what it has validated,
 	// so that the entry can tell clients that want to know (RFC 6840 section 5.7).
 	req := r.Copy()
 	req.AuthenticatedData = true
 	rcode, err := o.next(ctx, rw, req)
-	// The upstream may fail without a message. Clients that come back are then answered from
-	// the cache for a while; but a client that went away is no failure of the upstream.
-	if err != nil && rcode == dns.RcodeServerFailure && ctx.Err() == nil && !rw.wrote {
-		rw.keepFailure(r)
+	switch rw.purpose {
+	case forMiss:
+		// The upstream may fail without a message. Clients that come back are then answered from
+		// the cache for a while; but a client that went away is no failure of the upstream.
+		if err != nil && rcode == dns.RcodeServerFailure && ctx.Err() == nil && !rw.wrote {
+			rw.keepFailure(r)
+		}
+	case forStale:
+		if o.stale.recheck > 0 && !rw.refreshed {
+			o.store.postpone(&rw.key, rw.served, o.clock()+int64(o.stale.recheck))
+		}
 	}
 	return rcode, err
 }

@@ -142,6 +142,9 @@ func TestClimberFindsTheTop(t *testing.T) {
 }
 
 func TestHotTierFindsItsSize(t *testing.T) {
+	if raceEnabled {
+		t.Skip("one goroutine, and millions of requests")
+	}
 	t.Parallel()
 	run := func(spread int) (capacity, most int64) {
 		o := benchOptions(20_000)

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"net"
 
-	"github.com/coredns/coredns/plugin/metadata"
 	"github.com/coredns/coredns/plugin/metrics"
 	"github.com/coredns/coredns/plugin/pkg/edns"
 
@@ -31,10 +30,11 @@ const (
 	waySize          // the reply must be compressed or cut to fit
 	wayAnswer        // the answer cannot be sent as it is stored
 	wayRecorder      // the metrics would not be told
+	wayVerified      // another answer, from the next plugin, was better
 	ways
 )
 
-var wayNames = [ways]string{"", "plugin", "transport", "request", "edns", "size", "answer", "recorder"}
+var wayNames = [ways]string{"", "plugin", "transport", "request", "edns", "size", "answer", "recorder", "verified"}
 
 const (
 	// questionTail is what follows the name in a question: qtype and qclass.
@@ -46,37 +46,62 @@ const (
 	udp6Plain = 1220
 )
 
-// reply sends the answer in s to the client. opt is the request's OPT or nil.
-func (o *Optcache) reply(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, now int64) (int, error) {
-	e := &s.entry
-	ttl := e.ttl
-	if !o.keepTTL {
-		ttl = uint32(e.remaining(now))
+// What an Extended DNS Error says (RFC 8914 section 4).
+const (
+	edeNone           = 0 // "other", which has nothing to say
+	edeStale          = dns.ExtendedErrorCodeStaleAnswer
+	edeStaleNameError = dns.ExtendedErrorCodeStaleNXDOMAINAnswer
+	edeCachedFailure  = dns.ExtendedErrorCodeCachedError
+)
+
+// edeFor returns what there is to explain about the entry.
+func edeFor(e *entry, stale bool) uint16 {
+	switch {
+	case stale && e.flags&flagRcode == dns.RcodeNameError:
+		return edeStaleNameError
+	case stale && !e.failure():
+		return edeStale
+	case e.failure():
+		return edeCachedFailure
 	}
+	return edeNone
+}
+
+// reply sends the answer in s with that TTL to the client. opt is the request's OPT or nil.
+func (o *Optcache) reply(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, ttl uint32, stale bool) (int, error) {
+	e := &s.entry
 	if len(s.wildcard) > 0 {
-		wildcard := string(s.wildcard)
-		metadata.SetValueFunc(ctx, "zone/wildcard", func() string { return wildcard })
+		setWildcard(ctx, string(s.wildcard))
 	}
 
-	// The upstream's AD is for clients that asked for it (RFC 6840 sections 5.7 and 5.8).
-	ad := e.flags&flagAD != 0 && (r.AuthenticatedData || opt != nil && opt.Do())
-	how, rec := o.way(w, r, opt, s, srv)
+	ad := e.flags&flagAD != 0 && wantsAD(r, opt)
+	var ede uint16
+	if o.explain && opt != nil && (stale || e.failure()) && s.body+e.bodyLen+e.excess()+wire.OPTLen+wire.EDELen <= replySpace(w, opt) {
+		ede = edeFor(e, stale)
+	}
+	how, rec := o.way(w, r, opt, s, srv, ede)
 	srv.add(s.stripe, countHit(e.flags.class(), s.tier, how), 1)
 	srv.addEvents(s)
 	if how == wayBytes {
-		o.writeBytes(w, r, opt, s, ttl, ad, rec)
+		o.writeBytes(w, r, opt, s, ttl, ad, ede, rec)
 		return dns.RcodeSuccess, nil
 	}
 	m, err := s.message(r, ttl, ad)
 	if err != nil {
 		return dns.RcodeServerFailure, err
 	}
+	if ede != edeNone {
+		m.Extra = append(m.Extra, &dns.OPT{
+			Hdr:    dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT},
+			Option: []dns.EDNS0{&dns.EDNS0_EDE{InfoCode: ede}},
+		})
+	}
 	w.WriteMsg(m)
 	return dns.RcodeSuccess, nil
 }
 
 // way decides how the answer in s is sent. rec is the recorder to be told of bytes, if any.
-func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server) (how way, rec *metrics.Recorder) {
+func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, ede uint16) (how way, rec *metrics.Recorder) {
 	switch {
 	case o.front.changes:
 		return wayPlugin, nil
@@ -91,6 +116,9 @@ func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratc
 	size, n := dns.MinMsgSize, s.body+s.entry.bodyLen+s.entry.excess()
 	if opt != nil {
 		n += wire.OPTLen
+		if ede != edeNone {
+			n += wire.EDELen
+		}
 		size = max(size, int(opt.UDPSize()))
 		for _, option := range opt.Option {
 			if code := option.Option(); code == dns.EDNS0NSID || edns.SupportedOption(code) {
@@ -122,7 +150,7 @@ func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratc
 }
 
 // writeBytes patches the answer in s.out and writes it.
-func (o *Optcache) writeBytes(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, ttl uint32, ad bool, rec *metrics.Recorder) {
+func (o *Optcache) writeBytes(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, ttl uint32, ad bool, ede uint16, rec *metrics.Recorder) {
 	e := &s.entry
 	bits := wire.FlagQR | uint16(e.flags&flagRcode)
 	bits |= flagIf(e.flags&flagAA != 0, wire.FlagAA) | flagIf(e.flags&flagRA != 0, wire.FlagRA)
@@ -136,6 +164,10 @@ func (o *Optcache) writeBytes(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s 
 		// The flags that CoreDNS keeps of the request's: DO and what may come beside it.
 		wire.PutOPT(s.out[n:], opt.UDPSize(), uint16(opt.Hdr.Ttl)&0xff00)
 		n += wire.OPTLen
+		if ede != edeNone {
+			wire.AddEDE(s.out[n-wire.OPTLen:], ede)
+			n += wire.EDELen
+		}
 	}
 	wire.PutHeader(s.out, r.Id, bits, 1, e.counts[0], e.counts[1], additional)
 	binary.BigEndian.PutUint16(s.out[s.body-4:], r.Question[0].Qtype)
@@ -145,10 +177,10 @@ func (o *Optcache) writeBytes(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s 
 	w.Write(s.out[:n])
 	if rec != nil {
 		// What the recorder's WriteMsg would have noted: the rcode, and the length before the
-		// server adds OPT.
+		// server adds OPT, if it has none with an option.
 		rec.Rcode = int(e.flags & flagRcode)
 		rec.Len += e.excess()
-		if opt != nil {
+		if opt != nil && ede == edeNone {
 			rec.Len -= wire.OPTLen
 		}
 	}

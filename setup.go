@@ -41,6 +41,12 @@ const (
 	// minMaxMemory, in bytes, is the least that max_memory may ask for.
 	minMaxMemory = 1 << 20
 
+	// maxRecheck is the longest time between two refreshes of a stale entry.
+	maxRecheck = 5 * time.Minute
+	// Limits of coalesce.
+	maxWaiters       = 1_000_000
+	minWait, maxWait = time.Millisecond, time.Minute
+
 	maxHotPercentage      = 50
 	hotAuto               = -1  // `hot_cache_percentage auto`
 	maxPromotionThreshold = 255 // the access counter in a record has 8 bits
@@ -155,7 +161,7 @@ func stockTokens(d caddyfile.Dispenser) (tokens []caddyfile.Token, dropped []str
 		switch name := d.Val(); name {
 		case "use_optimized_cache":
 			d.RemainingArgs()
-		case "hot_cache_percentage", "hot_cache_promotion_threshold", "cache_line_optimization", "max_memory":
+		case "hot_cache_percentage", "hot_cache_promotion_threshold", "cache_line_optimization", "max_memory", "coalesce", "ede":
 			d.RemainingArgs()
 			dropped = append(dropped, name)
 		default:
@@ -202,12 +208,14 @@ func parse(c *caddy.Controller) (opts options, optimized bool, err error) {
 		success:            classOptions{capacity: 10_000, maxTTL: time.Hour, minTTL: 5 * time.Second},
 		denial:             classOptions{capacity: 10_000, maxTTL: 30 * time.Minute, minTTL: 5 * time.Second},
 		servfail:           5 * time.Second,
+		prefetch:           prefetchOptions{gap: time.Minute, percentage: 10},
+		coalesce:           coalesceOptions{waiters: 1000, wait: 2 * time.Second},
+		explain:            true,
 		hotPercentage:      10,
 		promotionThreshold: 3,
 		lineAligned:        true,
 	}
 	optimized = true
-	var unsupported error // the first property that the optimized engine lacks
 
 	c.Next()
 	if err := parseHead(c, &opts); err != nil {
@@ -215,6 +223,7 @@ func parse(c *caddy.Controller) (opts options, optimized bool, err error) {
 	}
 
 	seen := map[string]bool{}
+	var policy error // what is wrong with serve_stale_policy when there is no serve_stale
 	for c.NextBlock() {
 		name := c.Val()
 		if seen[name] && name != "disable" { // disable: once for either class
@@ -244,10 +253,16 @@ func parse(c *caddy.Controller) (opts options, optimized bool, err error) {
 			opts.lineAligned, err = boolArg(c)
 		case "max_memory":
 			opts.maxMemory, err = sizeArg(c)
-		case "prefetch", "serve_stale", "serve_stale_policy":
-			if _, err = args(c, 0, 5); unsupported == nil {
-				unsupported = c.Errf("%s is not supported by the optimized cache yet: remove it, or write `use_optimized_cache false`", name)
-			}
+		case "prefetch":
+			err = prefetchArgs(c, &opts.prefetch)
+		case "serve_stale":
+			err = staleArgs(c, &opts.stale)
+		case "serve_stale_policy":
+			policy, err = policyArg(c)
+		case "coalesce":
+			err = coalesceArgs(c, &opts.coalesce)
+		case "ede":
+			opts.explain, err = switchArg(c)
 		default:
 			err = c.Errf("unknown property %q", name)
 		}
@@ -259,10 +274,11 @@ func parse(c *caddy.Controller) (opts options, optimized bool, err error) {
 	if c.Next() {
 		return opts, optimized, errLeftover(c)
 	}
-	if optimized {
-		err = unsupported
+	if policy != nil && !seen["serve_stale"] {
+		return opts, optimized, policy
 	}
-	return opts, optimized, err
+	opts.stale.preferPositive = policy != nil
+	return opts, optimized, nil
 }
 
 // parseHead reads what stands before the block: [TTL] [ZONES...].
@@ -350,6 +366,108 @@ func disableArgs(c *caddy.Controller, opts *options) error {
 	return err
 }
 
+// prefetchArgs reads AMOUNT [[DURATION] [PERCENTAGE%]].
+func prefetchArgs(c *caddy.Controller, p *prefetchOptions) error {
+	words, err := args(c, 1, 3)
+	if err != nil {
+		return err
+	}
+	amount, err := number(c, "prefetch AMOUNT", words[0], 0, math.MaxInt)
+	if err != nil {
+		return err
+	}
+	p.amount = uint32(min(amount, maxPopularity))
+	if len(words) > 1 {
+		if p.gap, err = duration(c, "prefetch DURATION", words[1]); err != nil {
+			return err
+		}
+	}
+	if len(words) > 2 {
+		percentage, ok := strings.CutSuffix(words[2], "%")
+		if !ok {
+			return c.Errf("prefetch PERCENTAGE: %q does not end in %%", words[2])
+		}
+		p.percentage, err = number(c, "prefetch PERCENTAGE", percentage, 10, 90)
+	}
+	return err
+}
+
+// staleArgs reads [DURATION] [immediate [RESPONSE_TTL [FAILURE_RECHECK]] | verify [TIMEOUT
+// [RESPONSE_TTL [FAILURE_RECHECK]]]].
+func staleArgs(c *caddy.Controller, s *staleOptions) (err error) {
+	s.upTo = time.Hour
+	words, err := args(c, 0, 5)
+	if err != nil || len(words) == 0 {
+		return err
+	}
+	if s.upTo, err = durationUpTo(c, "serve_stale DURATION", words[0], math.MaxInt64); err != nil || len(words) == 1 {
+		return err
+	}
+	mode, words := words[1], words[2:]
+	switch strings.ToLower(mode) {
+	case "verify":
+		s.verify = true
+		if len(words) > 0 {
+			if s.timeout, err = durationUpTo(c, "serve_stale verify TIMEOUT", words[0], math.MaxInt64); err != nil {
+				return err
+			}
+			words = words[1:]
+		}
+	case "immediate":
+		if len(words) > 2 {
+			return c.Errf("serve_stale: unexpected %q", words[2])
+		}
+	default:
+		return c.Errf("serve_stale: %q is neither immediate nor verify", mode)
+	}
+	if len(words) > 0 {
+		if s.ttl, err = durationUpTo(c, "serve_stale RESPONSE_TTL", words[0], math.MaxUint32*time.Second); err != nil {
+			return err
+		}
+		if s.ttl%time.Second != 0 {
+			return c.Errf("serve_stale RESPONSE_TTL: %q is not a whole number of seconds", words[0])
+		}
+	}
+	if len(words) > 1 {
+		s.recheck, err = durationUpTo(c, "serve_stale FAILURE_RECHECK", words[1], maxRecheck)
+	}
+	return err
+}
+
+// policyArg reads prefer_positive. The first error is what to say if nothing is served stale.
+func policyArg(c *caddy.Controller) (lonely, err error) {
+	name, word, err := oneArg(c)
+	if err != nil {
+		return nil, err
+	}
+	if !strings.EqualFold(word, "prefer_positive") {
+		return nil, c.Errf("%s: %q is not prefer_positive", name, word)
+	}
+	return c.Errf("%s has no effect without serve_stale", name), nil
+}
+
+// coalesceArgs reads off | [MAX_WAITERS [MAX_WAIT]].
+func coalesceArgs(c *caddy.Controller, o *coalesceOptions) error {
+	words, err := args(c, 0, 2)
+	if err != nil || len(words) == 0 {
+		return err
+	}
+	if words[0] == "off" {
+		o.waiters = 0
+		if len(words) > 1 {
+			return c.Errf("coalesce: unexpected %q", words[1])
+		}
+		return nil
+	}
+	if o.waiters, err = number(c, "coalesce MAX_WAITERS", words[0], 1, maxWaiters); err != nil || len(words) == 1 {
+		return err
+	}
+	if o.wait, err = durationUpTo(c, "coalesce MAX_WAIT", words[1], maxWait); err == nil && o.wait < minWait {
+		err = c.Errf("coalesce MAX_WAIT: %q is less than %v", words[1], minWait)
+	}
+	return err
+}
+
 // hotPercentageArg reads the hot tier's share of the capacity.
 func hotPercentageArg(c *caddy.Controller) (int, error) {
 	name, word, err := oneArg(c)
@@ -415,14 +533,43 @@ func durationArg(c *caddy.Controller, hi time.Duration) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	return durationUpTo(c, name, word, hi)
+}
+
+// duration is word as a duration; what names it in the error.
+func duration(c *caddy.Controller, what, word string) (time.Duration, error) {
 	d, err := time.ParseDuration(word)
 	if err != nil {
-		return 0, c.Errf("%s: %q is not a duration such as 5s", name, word)
-	}
-	if d < 0 || d > hi {
-		return 0, c.Errf("%s: %q is not between 0 and %v", name, word, hi)
+		return 0, c.Errf("%s: %q is not a duration such as 5s", what, word)
 	}
 	return d, nil
+}
+
+// durationUpTo is word as a duration from 0 to hi.
+func durationUpTo(c *caddy.Controller, what, word string, hi time.Duration) (time.Duration, error) {
+	d, err := duration(c, what, word)
+	if err != nil {
+		return 0, err
+	}
+	if d < 0 || d > hi {
+		if hi == math.MaxInt64 {
+			return 0, c.Errf("%s: %q is less than 0", what, word)
+		}
+		return 0, c.Errf("%s: %q is not between 0 and %v", what, word, hi)
+	}
+	return d, nil
+}
+
+// switchArg reads on or off.
+func switchArg(c *caddy.Controller) (bool, error) {
+	name, word, err := oneArg(c)
+	if err != nil {
+		return false, err
+	}
+	if word != "on" && word != "off" {
+		return false, c.Errf("%s: %q is neither on nor off", name, word)
+	}
+	return word == "on", nil
 }
 
 // sizeUnits in bytes. KB is KiB: memory comes in powers of two.

@@ -36,6 +36,9 @@ func defaults() options {
 		success:            classOptions{capacity: 10000, maxTTL: 3600 * time.Second, minTTL: 5 * time.Second},
 		denial:             classOptions{capacity: 10000, maxTTL: 1800 * time.Second, minTTL: 5 * time.Second},
 		servfail:           5 * time.Second,
+		prefetch:           prefetchOptions{gap: time.Minute, percentage: 10},
+		coalesce:           coalesceOptions{waiters: 1000, wait: 2 * time.Second},
+		explain:            true,
 		hotPercentage:      10,
 		promotionThreshold: 3,
 		lineAligned:        true,
@@ -101,6 +104,35 @@ func TestParseAccepts(t *testing.T) {
 			o.success.except, o.denial.except = []string{"a.nl.", "b.nl."}, []string{"c.nl."}
 		}},
 		{"keepttl", block("keepttl"), func(o *options) { o.keepTTL = true }},
+		{"prefetch", block("prefetch 10"), func(o *options) { o.prefetch.amount = 10 }},
+		{"prefetch off", block("prefetch 0"), func(o *options) {}},
+		{"prefetch with all", block("prefetch 3 10s 90%"), func(o *options) {
+			o.prefetch = prefetchOptions{amount: 3, gap: 10 * time.Second, percentage: 90}
+		}},
+		{"prefetch of more than can be counted", block("prefetch 4294967297"), func(o *options) { o.prefetch.amount = maxPopularity }},
+		{"serve_stale", block("serve_stale"), func(o *options) { o.stale.upTo = time.Hour }},
+		{"serve_stale off", block("serve_stale 0s"), func(o *options) {}},
+		{"serve_stale with a window", block("serve_stale 10m"), func(o *options) { o.stale.upTo = 10 * time.Minute }},
+		{"serve_stale immediate", block("serve_stale 10m Immediate 30s 5m"), func(o *options) {
+			o.stale = staleOptions{upTo: 10 * time.Minute, ttl: 30 * time.Second, recheck: 5 * time.Minute}
+		}},
+		{"serve_stale verify", block("serve_stale 10m VERIFY"), func(o *options) {
+			o.stale = staleOptions{upTo: 10 * time.Minute, verify: true}
+		}},
+		{"serve_stale verify with all", block("serve_stale 10m verify 100ms 4294967295s 1s"), func(o *options) {
+			o.stale = staleOptions{upTo: 10 * time.Minute, verify: true, timeout: 100 * time.Millisecond, ttl: 4294967295 * time.Second, recheck: time.Second}
+		}},
+		{"serve_stale_policy", block("serve_stale_policy Prefer_Positive", "serve_stale"), func(o *options) {
+			o.stale = staleOptions{upTo: time.Hour, preferPositive: true}
+		}},
+		{"coalesce", block("coalesce"), func(o *options) {}},
+		{"coalesce off", block("coalesce off"), func(o *options) { o.coalesce.waiters = 0 }},
+		{"coalesce with waiters", block("coalesce 1"), func(o *options) { o.coalesce.waiters = 1 }},
+		{"coalesce with all", block("coalesce 1000000 1m"), func(o *options) {
+			o.coalesce = coalesceOptions{waiters: 1000000, wait: time.Minute}
+		}},
+		{"ede on", block("ede on"), func(o *options) {}},
+		{"ede off", block("ede off"), func(o *options) { o.explain = false }},
 		{"use_optimized_cache true", block("use_optimized_cache true"), func(o *options) {}},
 		{"hot_cache_percentage none", block("hot_cache_percentage 0"), func(o *options) { o.hotPercentage = 0 }},
 		{"hot_cache_percentage half", block("hot_cache_percentage 50"), func(o *options) { o.hotPercentage = 50 }},
@@ -220,9 +252,43 @@ func TestParseRefuses(t *testing.T) {
 		{"max_memory number overflow", block("max_memory 9223372036854775808"), 2, `max_memory,"9223372036854775808",too large`},
 		{"max_memory unit overflow", block("max_memory 8589934592GB"), 2, `max_memory,"8589934592GB",too large`},
 
-		{"prefetch with the optimized engine", block("prefetch 10 1m 10%"), 2, "prefetch,not supported,use_optimized_cache false"},
-		{"serve_stale with the optimized engine", block("keepttl", "serve_stale 1h"), 3, "serve_stale,not supported,use_optimized_cache false"},
-		{"the first of several unsupported is named", block("serve_stale", "serve_stale_policy prefer_positive"), 2, "serve_stale is,not supported"},
+		{"prefetch without amount", block("prefetch"), 2, "prefetch,lacks its value"},
+		{"prefetch negative", block("prefetch -1"), 2, `prefetch AMOUNT,"-1"`},
+		{"prefetch not a number", block("prefetch many"), 2, `prefetch AMOUNT,"many"`},
+		{"prefetch without unit", block("prefetch 1 60"), 2, `prefetch DURATION,"60"`},
+		{"prefetch without percent sign", block("prefetch 1 1m 10"), 2, `prefetch PERCENTAGE,"10",%`},
+		{"prefetch percentage too small", block("prefetch 1 1m 9%"), 2, `prefetch PERCENTAGE,"9",between 10 and 90`},
+		{"prefetch percentage too large", block("prefetch 1 1m 91%"), 2, `prefetch PERCENTAGE,"91"`},
+		{"prefetch percentage not a number", block("prefetch 1 1m x%"), 2, `prefetch PERCENTAGE,"x"`},
+		{"prefetch with a word too many", block("prefetch 1 1m 10% 5"), 2, `prefetch,"5"`},
+		{"prefetch twice", block("prefetch 1", "prefetch 1"), 3, "prefetch,twice"},
+		{"serve_stale not a duration", block("keepttl", "serve_stale 60"), 3, `serve_stale DURATION,"60"`},
+		{"serve_stale negative", block("serve_stale -1s"), 2, `serve_stale DURATION,"-1s"`},
+		{"serve_stale of an unknown mode", block("serve_stale 1h later"), 2, `serve_stale,"later",immediate,verify`},
+		{"serve_stale timeout not a duration", block("serve_stale 1h verify soon"), 2, `serve_stale verify TIMEOUT,"soon"`},
+		{"serve_stale timeout negative", block("serve_stale 1h verify -1s"), 2, `serve_stale verify TIMEOUT,"-1s"`},
+		{"serve_stale TTL negative", block("serve_stale 1h immediate -1s"), 2, `serve_stale RESPONSE_TTL,"-1s"`},
+		{"serve_stale TTL of a fraction", block("serve_stale 1h immediate 1500ms"), 2, `serve_stale RESPONSE_TTL,"1500ms",whole`},
+		{"serve_stale TTL too large", block("serve_stale 1h verify 0s 4294967296s"), 2, `serve_stale RESPONSE_TTL,"4294967296s"`},
+		{"serve_stale recheck negative", block("serve_stale 1h immediate 1s -1s"), 2, `serve_stale FAILURE_RECHECK,"-1s"`},
+		{"serve_stale recheck too long", block("serve_stale 1h verify 0s 1s 301s"), 2, `serve_stale FAILURE_RECHECK,"301s"`},
+		{"serve_stale immediate with a word too many", block("serve_stale 1h immediate 1s 1s 1s"), 2, `serve_stale,"1s"`},
+		{"serve_stale verify with a word too many", block("serve_stale 1h verify 1s 1s 1s 7s"), 2, `serve_stale,"7s"`},
+		{"serve_stale twice", block("serve_stale", "serve_stale"), 3, "serve_stale,twice"},
+		{"serve_stale_policy without value", block("serve_stale", "serve_stale_policy"), 3, "serve_stale_policy,lacks its value"},
+		{"serve_stale_policy unknown", block("serve_stale", "serve_stale_policy newest"), 3, `serve_stale_policy,"newest"`},
+		{"serve_stale_policy alone", block("serve_stale_policy prefer_positive"), 2, "serve_stale_policy,serve_stale"},
+		{"serve_stale_policy twice", block("serve_stale_policy prefer_positive", "serve_stale_policy prefer_positive"), 3, "serve_stale_policy,twice"},
+		{"coalesce none", block("coalesce 0"), 2, `coalesce MAX_WAITERS,"0"`},
+		{"coalesce too many", block("coalesce 1000001"), 2, `coalesce MAX_WAITERS,"1000001"`},
+		{"coalesce not a number", block("coalesce on"), 2, `coalesce MAX_WAITERS,"on"`},
+		{"coalesce without unit", block("coalesce 10 2"), 2, `coalesce MAX_WAIT,"2"`},
+		{"coalesce too short", block("coalesce 10 999us"), 2, `coalesce MAX_WAIT,"999us"`},
+		{"coalesce too long", block("coalesce 10 61s"), 2, `coalesce MAX_WAIT,"61s"`},
+		{"coalesce off with a word too many", block("coalesce off 2s"), 2, `coalesce,"2s"`},
+		{"coalesce with a word too many", block("coalesce 10 2s 3"), 2, `coalesce,"3"`},
+		{"ede without value", block("ede"), 2, "ede,lacks its value"},
+		{"ede neither", block("ede true"), 2, `ede,"true"`},
 		{"prefetch with an empty word", block(`prefetch 1 1m ""`, "use_optimized_cache false"), 2, "prefetch,environment variable"},
 		{"bad value of an option without effect", block("use_optimized_cache false", "max_memory 1"), 3, `max_memory,"1"`},
 	} {
@@ -414,11 +480,11 @@ func TestSetupStockRefuses(t *testing.T) {
 		words string
 	}{
 		{"prefetch without amount", []string{"prefetch"}, 3, "prefetch"},
-		{"prefetch amount", []string{"keepttl", "prefetch many"}, 4, `"prefetch many"`},
-		{"prefetch percentage", []string{"max_memory 64MB", "prefetch 1 1m 99%"}, 4, `prefetch 1 1m 99%`},
-		{"serve_stale", []string{"serve_stale -20m", "keepttl"}, 3, `"serve_stale -20m"`},
+		{"prefetch amount", []string{"keepttl", "prefetch many"}, 4, `prefetch AMOUNT: "many" is not a whole number`},
+		{"prefetch percentage", []string{"max_memory 64MB", "prefetch 1 1m 99%"}, 4, `"99" is not between 10 and 90`},
+		{"serve_stale", []string{"serve_stale -20m", "keepttl"}, 3, `serve_stale DURATION: "-20m"`},
 		{"serve_stale_policy twice", []string{"serve_stale", "serve_stale_policy prefer_positive", "serve_stale_policy prefer_positive"}, 5, "serve_stale_policy,twice"},
-		{"serve_stale_policy without serve_stale", []string{"serve_stale_policy prefer_positive"}, 4, "serve_stale_policy requires serve_stale"},
+		{"serve_stale_policy without serve_stale", []string{"serve_stale_policy prefer_positive"}, 3, "serve_stale_policy has no effect without serve_stale"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()

@@ -62,6 +62,10 @@ type shard struct {
 	granule  int    // in words
 	hotAfter uint32 // accesses before promotion
 	saturate uint32 // where an access counter stops
+	stale    int64  // for how many seconds a record may be served after it has expired
+
+	preferPositive bool
+	states         []uint64 // see state.go
 
 	entries [classes]atomic.Int64 // for the metrics, which take no lock
 	used    atomic.Int64          // granules in records, likewise
@@ -69,9 +73,8 @@ type shard struct {
 	_ [lineBytes]byte // shards do not share a line
 }
 
-// find looks for the record in the arena that answers s.key at now. A denial that is alive goes
-// before a positive answer, unless it is a failure: that never hides an answer that may be
-// served. The header of what it returns is in s.entry. again is true when a writer came between.
+// find looks for the record in the arena that answers s.key at now; entry.rank says which one, when
+// there are several. The header of what it returns is in s.entry. again is true when a writer came between.
 func (sh *shard) find(s *scratch, now int64) (slot int, seen index.Slot, record []uint64, again bool) {
 	var c index.Cursor
 	var found entry
@@ -94,22 +97,13 @@ func (sh *shard) find(s *scratch, now int64) (slot int, seen index.Slot, record 
 			}
 			continue
 		}
-		if e.remaining(now) <= 0 || record != nil && !before(&e, &found) {
+		if !e.servable(now, sh.stale) || record != nil && found.rank() <= e.rank() {
 			continue
 		}
 		slot, seen, record, found = i, candidate, w, e
 	}
 	s.entry = found
 	return slot, seen, record, false
-}
-
-// before reports whether a goes before b, when both are alive and of different classes.
-func before(a, b *entry) bool {
-	if a.flags.class() == success {
-		a, b = b, a
-		return a.failure()
-	}
-	return !a.failure()
 }
 
 // record returns the words from where a slot points to the end of the piece. ok is false when
@@ -132,6 +126,10 @@ func (sh *shard) unlock() {
 	sh.ev = nil
 	sh.mu.Unlock()
 }
+
+// maxStaleKept is for how many seconds the policy takes an entry that has expired as alive. RFC 8767
+// section 5 suggests three days at the most.
+const maxStaleKept = 30 * 24 * 3600
 
 // second is a time on the store's clock in the unit of the policy.
 func second(ns int64) uint32 { return uint32(ns / 1e9) }
@@ -157,7 +155,7 @@ func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) bool 
 	if n.hot || s.entry.size > hotSlotWords-1 {
 		return true
 	}
-	if _, other := sh.locate(&s.key, 1-n.class); other {
+	if s.entry.remaining(now) <= 0 || sh.hasOther(&s.key, slot) {
 		return true
 	}
 	if to, ok := sh.hot.claim(s.entry.hash, now); ok {
@@ -192,20 +190,52 @@ func (sh *shard) resizeHot(sets int) {
 	sh.hot.resize(sets)
 }
 
-// locate returns the slot of the record of k in a class. For the writer only.
-func (sh *shard) locate(k *key, c class) (slot int, ok bool) {
+// locate returns the slot of the record of k of a kind. For the writer only.
+func (sh *shard) locate(k *key, kind recordFlags) (slot int, ok bool) {
 	var cur index.Cursor
 	for {
 		i, s, ok := sh.index.Next(&cur, k.hash)
 		if !ok {
 			return 0, false
 		}
-		if class(s.Class()) != c {
-			continue
+		w, _ := sh.record(s)
+		if e := loadEntry(w); e.flags.kind() == kind && e.hasKey(w, k) {
+			return i, true
+		}
+	}
+}
+
+// hasOther reports whether k has a record beside the one that slot points at. For the writer only.
+func (sh *shard) hasOther(k *key, slot int) bool {
+	var cur index.Cursor
+	for {
+		i, s, ok := sh.index.Next(&cur, k.hash)
+		if !ok {
+			return false
 		}
 		w, _ := sh.record(s)
-		if e := loadEntry(w); e.hasKey(w, k) {
-			return i, true
+		if e := loadEntry(w); i != slot && e.hasKey(w, k) {
+			return true
+		}
+	}
+}
+
+// supersede drops the records of s.key that have nothing left to say beside e, which is about to
+// be stored: a denial that is dead or that e is the news to, and with prefer_positive an answer that
+// e is better than.
+func (sh *shard) supersede(s *scratch, e *entry, now int64) {
+	if e.flags.class() == denial {
+		return
+	}
+	if slot, ok := sh.locate(&s.key, flagDenial); ok {
+		if id, old := sh.at(slot); e.supersedes || old.remaining(now) <= 0 && !sh.preferPositive {
+			sh.drop(id)
+		}
+	}
+	if e.flags&flagAnswers != 0 {
+		if slot, ok := sh.locate(&s.key, 0); ok {
+			id, _ := sh.at(slot)
+			sh.drop(id)
 		}
 	}
 }
@@ -217,21 +247,15 @@ func (sh *shard) insert(s *scratch, e *entry, now int64) bool {
 	if need > sh.regions[c].alloc.Cap()/maxRecordShare {
 		return false
 	}
-	// A dead denial has nothing left to say beside a new answer.
-	if c == success {
-		if slot, ok := sh.locate(&s.key, denial); ok {
-			if id, e := sh.at(slot); e.remaining(now) <= 0 {
-				sh.drop(id)
-			}
-		}
-	}
-	pos, ok := sh.makeRoom(s, c, need, now)
+	kind := e.flags.kind()
+	sh.supersede(s, e, now)
+	pos, ok := sh.makeRoom(s, kind, need, now)
 	if !ok {
 		return false
 	}
-	expires := second(now) + e.ttl
+	expires := second(now) + e.ttl + uint32(min(sh.stale, maxStaleKept))
 
-	slot, old := sh.locate(&s.key, c)
+	slot, old := sh.locate(&s.key, kind)
 	var id uint32
 	if old {
 		id, _ = sh.at(slot)
@@ -258,14 +282,16 @@ func (sh *shard) insert(s *scratch, e *entry, now int64) bool {
 	n.slot = uint32(slot)
 	sh.index.Mark(slot, n.segment == protected)
 	sh.used.Add(int64(need))
+	sh.resetState(id, e.hits, e.hitsAt)
 	sh.refreshHot(s, id)
 	return true
 }
 
-// makeRoom finds a place for a record of s.key, evicting what must go for it.
-func (sh *shard) makeRoom(s *scratch, c class, need int, now int64) (pos int, ok bool) {
+// makeRoom finds a place for a record of s.key and of that kind, evicting what must go for it.
+func (sh *shard) makeRoom(s *scratch, kind recordFlags, need int, now int64) (pos int, ok bool) {
+	c := kind.class()
 	r := &sh.regions[c]
-	if _, old := sh.locate(&s.key, c); !old {
+	if _, old := sh.locate(&s.key, kind); !old {
 		for sh.policy.full(c) && sh.evict(c, now) {
 		}
 	}

@@ -3,6 +3,7 @@ package optcache
 import (
 	"math"
 	"math/bits"
+	"time"
 	"unsafe"
 
 	"github.com/optcache/optcache/plugin/pkg/index"
@@ -21,6 +22,10 @@ type sizes struct {
 	hotSets      int          // of one shard, at the most
 	autoHot      bool         // the hot tier's size is looked for
 	hotAfter     uint32       // accesses before promotion
+	states       bool         // entries have words beside their record: see state.go
+
+	stale          int64 // for how many seconds a record may be served after it has expired
+	preferPositive bool
 }
 
 const (
@@ -60,14 +65,17 @@ const (
 	// allocatorBytes is what an allocator takes for 64 granules, and a little more.
 	allocatorBytes = 18
 
-	// roundingBytes is what the index and the hot tier may take more, to fill whole pages.
-	roundingBytes = 2 * 4096
+	// roundingBytes is what index, hot tier and states may take more, to fill whole pages.
+	roundingBytes = 3 * 4096
 )
 
 // plan lays out the memory that the options ask for. The whole, index and bookkeeping
 // included, stays within the bound in bytes.
 func plan(o *options) sizes {
 	z := sizes{hotAfter: uint32(o.promotionThreshold), granuleWords: packedGranuleWords}
+	z.stale = int64(o.stale.upTo / time.Second)
+	z.preferPositive = o.stale.preferPositive && z.stale > 0
+	z.states = o.prefetch.amount > 0 || o.stale.recheck > 0
 	if o.lineAligned {
 		z.granuleWords = alignedGranuleWords
 	}
@@ -77,6 +85,9 @@ func plan(o *options) sizes {
 		hotPercentage, z.autoHot = autoHotPercentage, true
 	}
 	least := int64(leastEntryBytes + hotEntryBytes*hotPercentage/100)
+	if z.states {
+		least += stateBytes
+	}
 	bound := o.maxMemory
 	if bound == 0 {
 		bound = int64(z.entries()) * (defaultEntryBytes + least)
@@ -115,6 +126,14 @@ func (z *sizes) entries() int { return z.capacity[success] + z.capacity[denial] 
 // perShard is the most entries that a shard has.
 func (z *sizes) perShard() int { return (z.entries() + z.shards - 1) / z.shards }
 
+// stateWords is how many words the entries of a shard have beside their records.
+func (z *sizes) stateWords() int {
+	if !z.states {
+		return 0
+	}
+	return (z.perShard() + int(classes)) * stateWords
+}
+
 // shrink multiplies the capacities by a fraction.
 func (z *sizes) shrink(numerator, denominator int64) {
 	for c := range z.capacity {
@@ -127,7 +146,7 @@ func (z *sizes) pieceGranules() int { return pieceWords / z.granuleWords }
 
 // overhead is the memory of one shard without its records, in bytes.
 func (z *sizes) overhead() int64 {
-	return int64(z.buckets)*lineBytes + int64(z.hotSets)*hotSetBytes +
+	return int64(z.buckets)*lineBytes + int64(z.hotSets)*hotSetBytes + int64(z.stateWords())*wordBytes +
 		int64(z.perShard())*policyBytes + int64(unsafe.Sizeof(shard{})) + roundingBytes
 }
 

@@ -55,7 +55,7 @@ type store struct {
 	climber *climber
 
 	// The memories are kept here because their words are unmapped when they are not.
-	data, slots, hot *arena.Memory
+	data, slots, hot, states *arena.Memory
 }
 
 // newStore allocates a store. It fails when the system has not got the memory.
@@ -78,6 +78,14 @@ func newStore(z sizes) (*store, error) {
 			return nil, err
 		}
 		hot = st.hot.Words()
+	}
+	stateWords := z.stateWords()
+	var states []uint64
+	if stateWords > 0 {
+		if st.states, err = arena.NewMemory(int64(z.shards) * int64(stateWords) * wordBytes); err != nil {
+			return nil, err
+		}
+		states = st.states.Words()
 	}
 	data, slots := st.data.Words(), st.slots.Words()
 	border := z.shards * z.pieces[success] * pieceWords
@@ -102,6 +110,10 @@ func newStore(z sizes) (*store, error) {
 			sh.hot.tags = hot[z.shards*n+i*z.hotSets:][:z.hotSets:z.hotSets]
 			sh.hot.sets.Store(uint64(st.climber.hotSets(z.hotSets)))
 		}
+		sh.stale, sh.preferPositive = z.stale, z.preferPositive
+		if stateWords > 0 {
+			sh.states = states[i*stateWords:][:stateWords:stateWords]
+		}
 		sh.policy = newSLRU(capacity, sh, st.climber)
 		sh.seq = rand.Uint64() >> 1 // nobody outside can guess what a word will hold
 		sh.granule, sh.hotAfter = z.granuleWords, z.hotAfter
@@ -121,8 +133,10 @@ func (st *store) close() {
 		sh.mu.Unlock()
 	}
 	st.slots.Zero()
-	if st.hot != nil {
-		st.hot.Zero()
+	for _, m := range []*arena.Memory{st.hot, st.states} {
+		if m != nil {
+			m.Zero()
+		}
 	}
 	st.data.Zero()
 	for i := range st.shards {
@@ -157,8 +171,10 @@ func (st *store) bound() int64 { return st.fixed() + st.data.Bytes() }
 // hugeBytes returns how much of the memory is on huge pages.
 func (st *store) hugeBytes() int64 {
 	memories := []*arena.Memory{st.data, st.slots}
-	if st.hot != nil {
-		memories = append(memories, st.hot)
+	for _, m := range []*arena.Memory{st.hot, st.states} {
+		if m != nil {
+			memories = append(memories, m)
+		}
 	}
 	return arena.HugeBytes(memories...)
 }

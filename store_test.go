@@ -75,7 +75,7 @@ func inArena(st *store, s *scratch, c class) bool {
 	sh := st.shard(s.key.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	_, ok := sh.locate(&s.key, c)
+	_, ok := sh.locate(&s.key, c.kind())
 	return ok
 }
 
@@ -163,7 +163,7 @@ func checkShard(tb testing.TB, st *store, sh *shard, number uint64) {
 			tb.Fatalf("node %d: the class has its key twice", id)
 		}
 		keys[n.class][name] = true
-		if at, ok := sh.locate(&k, n.class); !ok || at != int(n.slot) {
+		if at, ok := sh.locate(&k, n.class.kind()); !ok || at != int(n.slot) {
 			tb.Fatalf("node %d of slot %d: located %v at %d", id, n.slot, ok, at)
 		}
 		granules[n.class] += sh.granules(e.size)
@@ -183,7 +183,7 @@ func checkShard(tb testing.TB, st *store, sh *shard, number uint64) {
 		if c := loadEntry(hs.record); c.seq&1 != 0 || e.size > len(hs.record) || !slices.Equal(hs.record[1:e.size], w[1:e.size]) {
 			tb.Fatalf("node %d: the copy %+v differs from the record %+v", id, c, e)
 		}
-		if _, other := sh.locate(&k, 1-n.class); other {
+		if _, other := sh.locate(&k, (1 - n.class).kind()); other {
 			tb.Fatalf("node %d has a copy, but the other class has the key, too", id)
 		}
 	}
@@ -1265,7 +1265,7 @@ func TestCollidingNamesKeepApart(t *testing.T) {
 		if rng.IntN(50) == 0 {
 			sh := &st.shards[0]
 			sh.lock(s, 0)
-			if slot, ok := sh.locate(&s.key, success); ok {
+			if slot, ok := sh.locate(&s.key, success.kind()); ok {
 				id, _ := sh.at(slot)
 				sh.drop(id)
 			}

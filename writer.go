@@ -7,26 +7,67 @@ import (
 	"time"
 
 	"github.com/coredns/coredns/plugin/metadata"
+	"github.com/coredns/coredns/plugin/pkg/response"
 
 	"github.com/miekg/dns"
 
 	"github.com/optcache/optcache/plugin/pkg/wire"
 )
 
-// writer passes the response to a miss on to the client and keeps what may be kept of it.
+// writer passes a response on to the client and keeps what may be kept of it. It belongs to one
+// request, or to a refresh, which has no client.
 type writer struct {
 	dns.ResponseWriter
-	o      *Optcache
-	ctx    context.Context
-	server *server
-	key    key  // of the request
-	ad     bool // the client wants to know what is authenticated
-	silent bool // keep, but do not write
-	wrote  bool
+	o       *Optcache
+	ctx     context.Context
+	server  *server
+	key     key     // of the request
+	ad      bool    // the client wants to know what is authenticated
+	purpose purpose // what the response is for
+
+	own    flight  // what others wait for, if this request takes off
+	flight *flight // what waits for the response: own, another's, or nothing
+
+	// A refresh in the background.
+	detached bool   // there is no client
+	counted  bool   // as a prefetch
+	hits     uint32 // what the new entry inherits: how often the old one was asked for,
+	hitsAt   int64  // and until when
+
+	served recordFlags // kind of the stale entry that is refreshed
+
+	silent    bool // keep, but do not write
+	wrote     bool // there was a response
+	unshared  bool // it is not for others
+	refreshed bool // it is better than the stale entry
+}
+
+func (o *Optcache) newWriter(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, p purpose) *writer {
+	rw := &writer{ResponseWriter: w, o: o, ctx: ctx, server: srv, key: s.key, ad: wantsAD(r, opt), purpose: p}
+	rw.own.key = &rw.key
+	rw.own.space = replySpace(w, opt)
+	if p == forStale {
+		rw.served = s.entry.flags.kind()
+	}
+	return rw
+}
+
+// wantsAD reports whether the client wants to know what the upstream has validated (RFC 6840
+// sections 5.7 and 5.8).
+func wantsAD(r *dns.Msg, opt *dns.OPT) bool {
+	return r.AuthenticatedData || opt != nil && opt.Do()
 }
 
 // WriteMsg implements dns.ResponseWriter.
 func (w *writer) WriteMsg(res *dns.Msg) error {
+	deliver := !w.silent
+	if w.purpose == forStale {
+		var keep bool
+		if keep, w.refreshed = w.accept(res); !keep {
+			return nil
+		}
+		deliver = w.refreshed
+	}
 	if res == nil {
 		return errors.New("optcache: response message is nil")
 	}
@@ -41,28 +82,64 @@ func (w *writer) WriteMsg(res *dns.Msg) error {
 	res.Ns = settle(res.Ns, ttl)
 	res.Extra = settle(res.Extra, ttl)
 
-	if !w.matches(res) {
+	matches := w.matches(res)
+	var kept bool
+	var stored int64
+	var wildcard string
+	if !matches {
 		w.server.add(0, countDrop, 1)
 	} else if ttl > 0 && keepable(res, kind) {
-		if c := classOf(kind); !w.o.except[c].contain(w.key.name()) {
-			w.keep(res, c, ttl)
+		// As in the built-in cache, a refresh keeps what it gets for an entry that was kept.
+		if c := classOf(kind); w.purpose != forMiss || !w.o.except[c].contain(w.key.name()) {
+			wildcard, stored = w.wildcard(), w.o.clock()
+			kept = w.keep(res, c, ttl, wildcard, stored)
 		}
 	}
-
-	if w.key.bits()&keyDO == 0 && !w.ad {
+	w.wrote = true
+	if w.flight != nil && deliver {
+		if matches && res.Rcode <= int(flagRcode) {
+			w.o.flights.land(w.flight, landing{
+				outcome: answered, answer: res, ttl: ttl, stored: stored, kept: kept,
+				refreshed: w.refreshed, wildcard: wildcard, space: w.own.space,
+			})
+		} else if !matches {
+			w.o.flights.land(w.flight, landing{outcome: failed, answer: res, rcode: dns.RcodeServerFailure})
+		} else {
+			w.unshared = true
+		}
+	}
+	if !w.ad {
 		res.AuthenticatedData = false
 	}
-	w.wrote = true
-	if w.silent {
+	if !deliver || w.detached {
 		return nil
 	}
 	return w.ResponseWriter.WriteMsg(res)
 }
 
+// accept says of a response to a request for a stale entry whether it may be kept, and whether it is
+// good enough to be served instead: if it is no failure, cut off, or for another question; with
+// prefer_positive, if it answers the question.
+func (w *writer) accept(res *dns.Msg) (keep, serve bool) {
+	if res == nil || res.Truncated || !w.matches(res) {
+		return false, false
+	}
+	now := w.o.wall().UTC()
+	if w.o.stale.preferPositive {
+		return true, answers(res, classify(res, now))
+	}
+	switch kind, _ := response.Typify(res, now); kind {
+	case response.OtherError, response.Meta, response.Update:
+		return false, false
+	}
+	ok := res.Rcode == dns.RcodeSuccess || res.Rcode == dns.RcodeNameError
+	return ok, ok
+}
+
 // Write implements dns.ResponseWriter.
 func (w *writer) Write(b []byte) (int, error) {
 	log.Warning("A plugin wrote a response in bytes: not caching it")
-	w.wrote = true
+	w.wrote, w.unshared = true, true
 	return w.ResponseWriter.Write(b)
 }
 
@@ -102,17 +179,25 @@ func settle(rrs []dns.RR, ttl uint32) []dns.RR {
 
 // keep stores a response under the key of the request. A response that cannot be stored is
 // served all the same.
-func (w *writer) keep(res *dns.Msg, c class, ttl uint32) {
-	now := w.o.clock()
+func (w *writer) keep(res *dns.Msg, c class, ttl uint32, wildcard string, now int64) bool {
 	s := w.o.pool.Get().(*scratch)
+	defer w.o.release(s)
 	s.key = w.key
-	e := entry{stored: now, ttl: ttl, flags: flagsOf(res, c)}
-	body, ok := s.pack(res, &e)
-	if ok {
-		w.o.store.insert(s, &e, body, w.wildcard(), now)
-		w.server.addEvents(s)
+	e := entry{stored: now, ttl: ttl, flags: flagsOf(res, c), hits: w.hits, hitsAt: w.hitsAt}
+	e.supersedes = w.detached
+	if w.o.stale.preferPositive {
+		e.supersedes = c == success && answersQuestion(res)
+		if e.supersedes && w.o.stale.upTo >= time.Second {
+			e.flags |= flagAnswers
+		}
 	}
-	w.o.release(s)
+	body, ok := s.pack(res, &e)
+	if !ok {
+		return false
+	}
+	ok = w.o.store.insert(s, &e, body, wildcard, now)
+	w.server.addEvents(s)
+	return ok
 }
 
 // wildcard returns the name of the wildcard that the response was made from, if a plugin says so.

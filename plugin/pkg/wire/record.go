@@ -9,6 +9,12 @@ import (
 // name and the fixed fields of RFC 6891 section 6.1.2.
 const OPTLen = 1 + rrFixedLen
 
+// EDELen is the length in octets of an Extended DNS Error without text, as an option of an OPT
+// record: code, length and INFO-CODE (RFC 8914 section 2).
+const EDELen = 2 + 2 + 2
+
+const optionEDE = 15 // RFC 8914 section 5.1
+
 // FlagDO is the "DNSSEC OK" bit in an OPT record's flags, RFC 3225 section 3.
 const FlagDO uint16 = 1 << 15
 
@@ -74,4 +80,14 @@ func PutOPT(dst []byte, udpSize, flags uint16) {
 	binary.BigEndian.PutUint16(dst[3:], udpSize)
 	binary.BigEndian.PutUint32(dst[5:], uint32(flags))
 	binary.BigEndian.PutUint16(dst[9:], 0)
+}
+
+// AddEDE makes an Extended DNS Error the only option of the OPT record, which has none, at dst[0].
+// It panics when dst is shorter than OPTLen+EDELen.
+func AddEDE(dst []byte, code uint16) {
+	_ = dst[OPTLen+EDELen-1]
+	binary.BigEndian.PutUint16(dst[9:], EDELen)
+	binary.BigEndian.PutUint16(dst[11:], optionEDE)
+	binary.BigEndian.PutUint16(dst[13:], 2)
+	binary.BigEndian.PutUint16(dst[15:], code)
 }

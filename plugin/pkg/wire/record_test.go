@@ -181,6 +181,20 @@ func TestPutOPTWritesAllFlags(t *testing.T) {
 	}
 }
 
+func TestAddEDE(t *testing.T) {
+	t.Parallel()
+	for _, code := range []uint16{dns.ExtendedErrorCodeStaleAnswer, dns.ExtendedErrorCodeCachedError, 0xffff} {
+		opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}, Option: []dns.EDNS0{&dns.EDNS0_EDE{InfoCode: code}}}
+		opt.SetUDPSize(1232)
+		got := bytes.Repeat([]byte{0xAA}, OPTLen+EDELen+1)
+		PutOPT(got, 1232, 0)
+		AddEDE(got, code)
+		if want := append(packRecord(t, opt), 0xAA); !bytes.Equal(got, want) {
+			t.Errorf("AddEDE(%d) = %x, want %x", code, got, want)
+		}
+	}
+}
+
 // FuzzTTLOffsets holds TTLOffsets against a walk that reads owner names with
 // dns.UnpackDomainName.
 func FuzzTTLOffsets(f *testing.F) {
