@@ -1,0 +1,138 @@
+# shellcheck shell=bash
+# What the scripts of this folder share, which source it: options' helpers, servers, results. It has
+# a folder for temporary files, $work, and ends what is still running when the script ends.
+
+set -euo pipefail
+
+# usage prints the comment at the top of the script.
+usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+need() { # COMMAND PACKAGE
+    command -v "$1" >/dev/null || die "needs $1: apt-get install $2"
+}
+
+# build sets $binary, unless there is one, to CoreDNS with the plugin.
+build() {
+    [[ -z ${binary:-} ]] || return 0
+    make --no-print-directory build >&2
+    binary=$PWD/bin/coredns
+}
+
+work=$(mktemp -d)
+declare -A running=()
+stop() { # PID
+    kill -KILL "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+    unset "running[$1]"
+}
+cleanup() {
+    local pid
+    for pid in "${!running[@]}"; do
+        stop "$pid"
+    done
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+# start CONFIGURATION COMMAND... runs a server in the background, as $pid, and returns when it
+# answers. The configuration is in $work/conf, with a port for each @NAME@, the same one for the
+# same name, which is kept in ${port[NAME]}. Ports go up from a number drawn by chance: no two of
+# these servers share one, and when one is taken by something else the next ones are tried.
+next_port=$((20000 + RANDOM % 12000))
+declare -A port
+start() {
+    local text name deadline
+    for _ in {1..20}; do
+        text=$1
+        port=()
+        while [[ $text =~ @([a-z]+)@ ]]; do
+            name=${BASH_REMATCH[1]}
+            port[$name]=$((next_port++))
+            text=${text//"@$name@"/${port[$name]}}
+        done
+        printf '%s\n' "$text" >"$work/conf"
+        "${@:2}" >"$work/log" 2>&1 &
+        pid=$!
+        running[$pid]=
+        deadline=$((SECONDS + 20))
+        while kill -0 "$pid" 2>/dev/null && ((SECONDS < deadline)); do
+            ! answers "${port[dns]}" || return 0
+            sleep 0.05
+        done
+        stop "$pid"
+        grep -qi 'address already in use' "$work/log" || break
+    done
+    cat "$work/log" >&2
+    die "does not start: ${*:2}"
+}
+
+# A server that does not listen by TCP yet need not be asked: that would take a second.
+answers() { # PORT
+    (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null &&
+        echo "first.example.org A" | dnsperf -s 127.0.0.1 -p "$1" -t 1 -n 1 2>/dev/null |
+        grep -q 'Queries completed: *1 '
+}
+
+# coredns COREFILE [taskset -c CORES] starts CoreDNS.
+coredns() { start "$1" "${@:2}" "$binary" -conf "$work/conf"; }
+
+# upstream [taskset -c CORES] starts a CoreDNS that knows every name.
+upstream() {
+    coredns '.:@dns@ {
+        bind 127.0.0.1
+        prometheus 127.0.0.1:@metrics@
+        template IN A {
+            answer "{{ .Name }} 3600 IN A 192.0.2.1"
+        }
+    }' "$@"
+    # shellcheck disable=SC2034 # for the scripts
+    upstream_pid=$pid upstream_port=${port[dns]} upstream_metrics=${port[metrics]}
+}
+
+# metric PORT NAME is the sum of all metrics of that name.
+metric() {
+    exec 3<>"/dev/tcp/127.0.0.1/$1"
+    printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
+    awk -v name="$2" 'index($1, name) == 1 { n += $NF } END { printf "%.0f\n", n }' <&3
+    exec 3<&- 3>&-
+}
+
+queries() { awk -v n="$1" 'BEGIN { for (i = 0; i < n; i++) print "host-" i ".example.org A" }'; } # NUMBER
+
+# result LABEL FILE prints the number behind a label of dnsperf's summary.
+result() { sed -n "s/^ *$1: *\([0-9.]*\).*/\1/p" "$2"; }
+
+# The results are kept as CSV: record's first line has the names of the columns. The file is that of
+# the option -c, or a temporary one.
+results=$work/results.csv
+keep() { # FILE
+    results=$(realpath -- "$1")
+    : >"$results"
+}
+record() { # FIELD...
+    local IFS=,
+    printf '%s\n' "$*" >>"$results"
+}
+
+# column PREFIX NAME prints a column of the results that begin with PREFIX.
+column() {
+    awk -F, -v prefix="$1," -v name="$2" '
+        NR == 1 { for (n = 1; n <= NF && $n != name;) n++ }
+        NR > 1 && index($0, prefix) == 1 { print $n }
+    ' "$results"
+}
+median() { sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
+
+# ratio NAME [CHAIN,] is the ratio of optcache's median to cache's.
+ratio() {
+    awk -v a="$(column "${2:-}optcache" "$1" | median)" -v b="$(column "${2:-}cache" "$1" | median)" \
+        'BEGIN { if (b) printf "%.2f", a / b }'
+}
+
+# row FIELD... prints a line of a table in the script's $format.
+row() {
+    # shellcheck disable=SC2059,SC2154
+    printf "$format" "$@"
+}
