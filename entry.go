@@ -123,7 +123,12 @@ type key struct {
 // set makes k the key of a question. name is in wire format; its letters' case does not matter.
 func (k *key) set(seed maphash.Seed, name []byte, qtype, qclass uint16, do, cd bool) {
 	wire.Lower(k.bytes[:], name)
-	tail := k.bytes[len(name):]
+	k.seal(seed, len(name), qtype, qclass, do, cd)
+}
+
+// seal makes k, whose first n bytes are a lower-cased name, the key of a question.
+func (k *key) seal(seed maphash.Seed, n int, qtype, qclass uint16, do, cd bool) {
+	tail := k.bytes[n:]
 	binary.BigEndian.PutUint16(tail, qtype)
 	binary.BigEndian.PutUint16(tail[2:], qclass)
 	tail[4] = 0
@@ -133,7 +138,7 @@ func (k *key) set(seed maphash.Seed, name []byte, qtype, qclass uint16, do, cd b
 	if cd {
 		tail[4] |= keyCD
 	}
-	k.n = len(name) + keyTail
+	k.n = n + keyTail
 	clear(k.bytes[k.n : words(k.n)*wordBytes])
 	k.hash = maphash.Bytes(seed, k.bytes[:k.n])
 }
@@ -322,6 +327,8 @@ type scratch struct {
 	record   []uint64 // a record under construction
 	packed   []byte   // the message it is made of
 	ttlAt    []uint16
+	extents  []extent // of the records of a section,
+	sorted   []extent // and in another order
 	events   events
 	tally    tally  // what the climber has not heard of
 	stripe   uint32 // which stripe of the counters this scratch counts on

@@ -166,7 +166,7 @@ func (o *Optcache) addServer(of *dnsserver.Server) *server {
 // gone counts as yes.
 func decorated(s *dnsserver.Server) bool {
 	f := reflect.ValueOf(s).Elem().FieldByName("udpDecorateWriterFunc")
-	return !f.IsValid() || f.Kind() != reflect.Func || !f.IsNil()
+	return !f.IsValid() || f.Kind() != reflect.Func || !f.IsNil() && f.Pointer() != servesCode
 }
 
 // counterSet holds the counters of all labels that there have been.
@@ -273,13 +273,14 @@ var (
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range descs {
+	for _, d := range slices.Concat(descs, laneDescs) {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
 func (collector) Collect(ch chan<- prometheus.Metric) {
+	collectLanes(ch)
 	for _, c := range allCounters.all() {
 		c.collect(ch)
 	}
@@ -340,8 +341,11 @@ func (c *counters) collect(ch chan<- prometheus.Metric) {
 	}
 	for w, reason := range wayNames {
 		kind := "message"
-		if way(w) == wayBytes {
+		switch way(w) {
+		case wayBytes:
 			kind = "bytes"
+		case wayFast:
+			kind = "fastpath"
 		}
 		total(wayDesc, c.hits(func(_ class, _ tier, k way) bool { return k == way(w) }), kind, reason)
 	}

@@ -40,6 +40,7 @@ type options struct {
 	prefetch prefetchOptions
 	stale    staleOptions
 	coalesce coalesceOptions
+	fast     fastOptions
 	explain  bool // ede: say in the reply why an answer is stale or a failure
 
 	hotPercentage      int   // share of the capacity for the hot tier, 0 to 50, or hotAuto
@@ -138,6 +139,7 @@ func (o *Optcache) stop() error {
 	if o.store == nil {
 		return nil
 	}
+	closeLanes(o)
 	instances.remove(o)
 	o.store.close()
 	if o.ticks {
@@ -153,14 +155,19 @@ func (o *Optcache) Name() string { return pluginName }
 
 // ServeDNS implements plugin.Handler.
 func (o *Optcache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
-	if !cacheable(r) {
+	if r.Opcode != dns.OpcodeQuery {
 		return o.next(ctx, w, r)
+	}
+	// From here on, what plugins behind do to a request is not seen in front: the server may still need it
+	// as it was.
+	if !cacheable(r) {
+		return o.next(ctx, w, r.Copy())
 	}
 	opt := r.IsEdns0()
 	s, ok := o.scratchFor(r, opt)
 	if !ok || !o.zoneNames.contain(s.key.name()) || o.bypass.contain(s.key.name()) {
 		o.release(s)
-		return o.next(ctx, w, r)
+		return o.next(ctx, w, r.Copy())
 	}
 
 	srv := o.server(ctx)
@@ -208,9 +215,9 @@ func (o *Optcache) hit(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, op
 	return o.reply(ctx, w, r, opt, s, srv, ttl, false)
 }
 
-// cacheable reports whether r is a question that may be answered from memory at all.
+// cacheable reports whether a query is a question that may be answered from memory at all.
 func cacheable(r *dns.Msg) bool {
-	if r.Opcode != dns.OpcodeQuery || len(r.Question) == 0 {
+	if len(r.Question) == 0 {
 		return false
 	}
 	qtype := r.Question[0].Qtype
@@ -232,7 +239,7 @@ func (o *Optcache) ask(ctx context.Context, rw *writer, r *dns.Msg) (int, error)
 			rw.keepFailure(r)
 		}
 	case forStale:
-		if o.stale.recheck > 0 && !rw.refreshed {
+		if o.stale.recheck > 0 && !rw.refreshed && !rw.replaced {
 			o.store.postpone(&rw.key, rw.served, o.clock()+int64(o.stale.recheck))
 		}
 	}
@@ -254,6 +261,10 @@ func (o *Optcache) release(s *scratch) {
 // server returns what is kept for the server that handles the request.
 func (o *Optcache) server(ctx context.Context) *server {
 	srv, _ := ctx.Value(dnsserver.Key{}).(*dnsserver.Server)
+	return o.serverOf(srv)
+}
+
+func (o *Optcache) serverOf(srv *dnsserver.Server) *server {
 	if known := o.servers.Load(); known != nil {
 		for _, s := range *known {
 			if s.of == srv {

@@ -46,11 +46,26 @@ const (
 // refreshed by now.
 func (o *Optcache) due(s *scratch, now int64) bool {
 	p := &o.prefetch
-	threshold := int64(math.Ceil(float64(p.percentage) / 100 * float64(s.entry.ttl)))
-	return o.store.countRequest(s, now, p.gap, p.amount) >= p.amount && s.entry.remaining(now) <= threshold
+	return o.store.countRequest(s, now, p.gap, p.amount) >= p.amount && s.entry.remaining(now) <= p.threshold(s.entry.ttl)
 }
 
-// stale serves the entry in s, which has expired, or a new answer if that can be had first.
+// threshold is how many seconds of a TTL are left when a refresh begins.
+func (p *prefetchOptions) threshold(ttl uint32) int64 {
+	return int64(math.Ceil(float64(p.percentage) / 100 * float64(ttl)))
+}
+
+// countUnlessDue is due for the fast path: it counts the request unless the entry should be refreshed by
+// now, which the chain has to count then.
+func (o *Optcache) countUnlessDue(s *scratch, now int64) bool {
+	p := &o.prefetch
+	if s.entry.remaining(now) <= p.threshold(s.entry.ttl) && o.store.popularity(s, now, p.gap, p.amount) >= p.amount {
+		return false
+	}
+	o.store.countRequest(s, now, p.gap, p.amount)
+	return true
+}
+
+// serveStale serves the entry in s, which has expired, or a new answer if that can be had first.
 func (o *Optcache) serveStale(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, now int64) (int, error) {
 	if o.store.mayRetry(s, now) {
 		if !o.stale.verify {

@@ -31,20 +31,23 @@ const (
 	wayAnswer        // the answer cannot be sent as it is stored
 	wayRecorder      // the metrics would not be told
 	wayVerified      // another answer, from the next plugin, was better
+	wayFast          // as bytes, by the fast path
 	ways
 )
 
-var wayNames = [ways]string{"", "plugin", "transport", "request", "edns", "size", "answer", "recorder", "verified"}
+var wayNames = [ways]string{"", "plugin", "transport", "request", "edns", "size", "answer", "recorder", "verified", ""}
 
-const (
-	// questionTail is what follows the name in a question: qtype and qclass.
-	questionTail = 4
+// plainSize is the largest reply, in bytes, that CoreDNS sends over UDP without compressing it,
+// whatever the client's buffer (request.Request.Scrub).
+func plainSize(ipv4 bool) int {
+	if ipv4 {
+		return 1480
+	}
+	return 1220
+}
 
-	// The largest replies that CoreDNS sends over UDP without compressing them, whatever the
-	// client's buffer (request.Request.Scrub).
-	udp4Plain = 1480
-	udp6Plain = 1220
-)
+// questionTail is what follows the name in a question: qtype and qclass.
+const questionTail = 4
 
 // What an Extended DNS Error says (RFC 8914 section 4).
 const (
@@ -76,19 +79,30 @@ func (o *Optcache) reply(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, 
 
 	ad := e.flags&flagAD != 0 && wantsAD(r, opt)
 	var ede uint16
-	if o.explain && opt != nil && (stale || e.failure()) && s.body+e.bodyLen+e.excess()+wire.OPTLen+wire.EDELen <= replySpace(w, opt) {
+	if o.explain && opt != nil && (stale || e.failure()) && s.length(true, edeStale) <= replySpace(w, opt) {
 		ede = edeFor(e, stale)
 	}
 	how, rec := o.way(w, r, opt, s, srv, ede)
-	srv.add(s.stripe, countHit(e.flags.class(), s.tier, how), 1)
 	srv.addEvents(s)
-	if how == wayBytes {
-		o.writeBytes(w, r, opt, s, ttl, ad, ede, rec)
-		return dns.RcodeSuccess, nil
+	var m *dns.Msg
+	if how != wayBytes {
+		var err error
+		if m, err = s.message(r, ttl, ad); err != nil {
+			// The library has packed what it does not unpack, such as a name with 127 pointers.
+			srv.add(s.stripe, countMiss, 1)
+			return o.ask(ctx, o.newWriter(ctx, w, r, opt, s, srv, forMiss), r)
+		}
 	}
-	m, err := s.message(r, ttl, ad)
-	if err != nil {
-		return dns.RcodeServerFailure, err
+	srv.add(s.stripe, countHit(e.flags.class(), s.tier, how), 1)
+	if how == wayBytes {
+		q := queryOf(r, opt)
+		packet := s.packet(&q, ttl, ad, ede)
+		w.Write(packet)
+		if rec != nil { // it has not seen more than the length
+			rec.Rcode = int(e.flags & flagRcode)
+			rec.Len = s.recorded(len(packet), q.edns, ede)
+		}
+		return dns.RcodeSuccess, nil
 	}
 	if ede != edeNone {
 		m.Extra = append(m.Extra, &dns.OPT{
@@ -113,12 +127,8 @@ func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratc
 		return wayAnswer, nil
 	}
 
-	size, n := dns.MinMsgSize, s.body+s.entry.bodyLen+s.entry.excess()
+	size := dns.MinMsgSize
 	if opt != nil {
-		n += wire.OPTLen
-		if ede != edeNone {
-			n += wire.EDELen
-		}
 		size = max(size, int(opt.UDPSize()))
 		for _, option := range opt.Option {
 			if code := option.Option(); code == dns.EDNS0NSID || edns.SupportedOption(code) {
@@ -128,17 +138,13 @@ func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratc
 	}
 	switch a := w.RemoteAddr().(type) {
 	case *net.UDPAddr:
-		plain := udp6Plain
-		if a.IP.To4() != nil {
-			plain = udp4Plain
-		}
-		size = min(size, plain)
+		size = min(size, plainSize(a.IP.To4() != nil))
 	case *net.TCPAddr:
 		size = maxMessage
 	default:
 		return wayTransport, nil
 	}
-	if n > size {
+	if s.length(opt != nil, ede) > size {
 		return waySize, nil
 	}
 	if o.front.recorder && (opt != nil || s.entry.flags&flagRcode != 0 || s.entry.excess() != 0) {
@@ -149,41 +155,71 @@ func (o *Optcache) way(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratc
 	return wayBytes, rec
 }
 
-// writeBytes patches the answer in s.out and writes it.
-func (o *Optcache) writeBytes(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, ttl uint32, ad bool, ede uint16, rec *metrics.Recorder) {
+// query is what a reply in bytes needs to know of its request.
+type query struct {
+	id            uint16
+	bits          uint16 // of the header
+	qtype, qclass uint16
+	edns          bool
+	space         uint16 // the client's buffer, by its OPT
+	optFlags      uint16
+}
+
+func queryOf(r *dns.Msg, opt *dns.OPT) (q query) {
+	q.id, q.qtype, q.qclass = r.Id, r.Question[0].Qtype, r.Question[0].Qclass
+	q.bits = flagIf(r.RecursionDesired, wire.FlagRD) | flagIf(r.CheckingDisabled, wire.FlagCD)
+	if opt != nil {
+		q.edns, q.space, q.optFlags = true, opt.UDPSize(), uint16(opt.Hdr.Ttl)
+	}
+	return q
+}
+
+// length returns how long CoreDNS takes a reply in bytes for, when it decides on whether it fits.
+func (s *scratch) length(edns bool, ede uint16) int {
+	n := s.body + s.entry.bodyLen + s.entry.excess()
+	if edns {
+		n += wire.OPTLen
+	}
+	if ede != edeNone {
+		n += wire.EDELen
+	}
+	return n
+}
+
+// packet makes a reply of the answer in s. It is part of s.out.
+func (s *scratch) packet(q *query, ttl uint32, ad bool, ede uint16) []byte {
 	e := &s.entry
-	bits := wire.FlagQR | uint16(e.flags&flagRcode)
+	bits := wire.FlagQR | uint16(e.flags&flagRcode) | q.bits&(wire.FlagRD|wire.FlagCD)
 	bits |= flagIf(e.flags&flagAA != 0, wire.FlagAA) | flagIf(e.flags&flagRA != 0, wire.FlagRA)
 	bits |= flagIf(ad, wire.FlagAD)
-	bits |= flagIf(r.RecursionDesired, wire.FlagRD) | flagIf(r.CheckingDisabled, wire.FlagCD)
 
 	additional := e.counts[2]
 	n := s.body + e.bodyLen
-	if opt != nil {
+	if q.edns {
 		additional++
 		// The flags that CoreDNS keeps of the request's: DO and what may come beside it.
-		wire.PutOPT(s.out[n:], opt.UDPSize(), uint16(opt.Hdr.Ttl)&0xff00)
+		wire.PutOPT(s.out[n:], q.space, q.optFlags&0xff00)
 		n += wire.OPTLen
 		if ede != edeNone {
 			wire.AddEDE(s.out[n-wire.OPTLen:], ede)
 			n += wire.EDELen
 		}
 	}
-	wire.PutHeader(s.out, r.Id, bits, 1, e.counts[0], e.counts[1], additional)
-	binary.BigEndian.PutUint16(s.out[s.body-4:], r.Question[0].Qtype)
-	binary.BigEndian.PutUint16(s.out[s.body-2:], r.Question[0].Qclass)
+	wire.PutHeader(s.out, q.id, bits, 1, e.counts[0], e.counts[1], additional)
+	binary.BigEndian.PutUint16(s.out[s.body-4:], q.qtype)
+	binary.BigEndian.PutUint16(s.out[s.body-2:], q.qclass)
 	s.patchTTL(ttl)
+	return s.out[:n]
+}
 
-	w.Write(s.out[:n])
-	if rec != nil {
-		// What the recorder's WriteMsg would have noted: the rcode, and the length before the
-		// server adds OPT, if it has none with an option.
-		rec.Rcode = int(e.flags & flagRcode)
-		rec.Len += e.excess()
-		if opt != nil && ede == edeNone {
-			rec.Len -= wire.OPTLen
-		}
+// recorded returns the length that the recorder's WriteMsg would have noted of a packet of n bytes:
+// that before the server adds OPT, if it has none with an option.
+func (s *scratch) recorded(n int, edns bool, ede uint16) int {
+	n += s.entry.excess()
+	if edns && ede == edeNone {
+		n -= wire.OPTLen
 	}
+	return n
 }
 
 func flagIf(on bool, flag uint16) uint16 {

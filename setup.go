@@ -5,6 +5,7 @@ package optcache
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -47,6 +48,8 @@ const (
 	maxWaiters       = 1_000_000
 	minWait, maxWait = time.Millisecond, time.Minute
 
+	maxWorkers = 1024 // of fastpath
+
 	maxHotPercentage      = 50
 	hotAuto               = -1  // `hot_cache_percentage auto`
 	maxPromotionThreshold = 255 // the access counter in a record has 8 bits
@@ -87,6 +90,9 @@ func setup(c *caddy.Controller) error {
 		return o.start(cfg.ViewName, cfg.Handlers())
 	})
 	c.OnShutdown(func() error { return o.stop() })
+	if opts.fast.on {
+		return setupFast(c, o)
+	}
 	return nil
 }
 
@@ -161,7 +167,7 @@ func stockTokens(d caddyfile.Dispenser) (tokens []caddyfile.Token, dropped []str
 		switch name := d.Val(); name {
 		case "use_optimized_cache":
 			d.RemainingArgs()
-		case "hot_cache_percentage", "hot_cache_promotion_threshold", "cache_line_optimization", "max_memory", "coalesce", "ede":
+		case "hot_cache_percentage", "hot_cache_promotion_threshold", "cache_line_optimization", "max_memory", "coalesce", "ede", "fastpath":
 			d.RemainingArgs()
 			dropped = append(dropped, name)
 		default:
@@ -261,6 +267,8 @@ func parse(c *caddy.Controller) (opts options, optimized bool, err error) {
 			policy, err = policyArg(c)
 		case "coalesce":
 			err = coalesceArgs(c, &opts.coalesce)
+		case "fastpath":
+			err = fastArgs(c, &opts.fast)
 		case "ede":
 			opts.explain, err = switchArg(c)
 		default:
@@ -468,6 +476,16 @@ func coalesceArgs(c *caddy.Controller, o *coalesceOptions) error {
 	return err
 }
 
+// fastArgs reads [WORKERS].
+func fastArgs(c *caddy.Controller, o *fastOptions) error {
+	o.on, o.at = true, fmt.Sprintf("%s:%d", c.File(), c.Line())
+	words, err := args(c, 0, 1)
+	if err == nil && len(words) > 0 {
+		o.workers, err = number(c, "fastpath WORKERS", words[0], 1, maxWorkers)
+	}
+	return err
+}
+
 // hotPercentageArg reads the hot tier's share of the capacity.
 func hotPercentageArg(c *caddy.Controller) (int, error) {
 	name, word, err := oneArg(c)
@@ -629,9 +647,11 @@ func zones(c *caddy.Controller, words []string) ([]string, error) {
 	return all, nil
 }
 
+// notDomainName reports whether a normalized zone is no name. One that ends in a backslash has
+// escaped the final dot.
 func notDomainName(s string) bool {
 	_, ok := dns.IsDomainName(s)
-	return !ok
+	return !ok || !dns.IsFqdn(s)
 }
 
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }

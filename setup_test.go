@@ -7,7 +7,9 @@ import (
 	golog "log"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -182,6 +184,7 @@ func TestParseRefuses(t *testing.T) {
 		{"TTL over 64 bits", "optcache 99999999999999999999", 1, `TTL,"99999999999999999999"`},
 		{"TTL empty", `optcache ""`, 1, `"",environment variable`},
 		{"zone with empty label", "optcache 10 a..b", 1, `"a..b",not a zone`},
+		{"zone whose last dot is escaped", `optcache a.nl\`, 1, `"a.nl\\",not a zone`},
 		{"zone too long", "optcache " + strings.Repeat("abc.", 70), 1, `abc.abc,not a zone`},
 		{"zone empty", `optcache a.nl ""`, 1, `"",environment variable`},
 		{"zone that is a brace", "optcache {} a.nl", 1, `"{}",not a zone`},
@@ -578,14 +581,29 @@ func TestSetupReadsEnvironment(t *testing.T) {
 	})
 }
 
-func FuzzParse(f *testing.F) {
+// errorLine is how an error names its line.
+var errorLine = regexp.MustCompile(`Testfile:(\d+)\b`)
+
+// FuzzCorefile reads any text as a block. What is refused names a line; what is accepted is within
+// the documented ranges.
+func FuzzCorefile(f *testing.F) {
 	for _, seed := range []string{
 		"optcache",
 		"optcache {}",
 		"optcache 30 example.org 10.0.0.0/15",
 		"optcache {\nsuccess 5000 3600 5\ndenial 0 1800 5\nservfail 5s\ndisable success a.nl\ndisable denial\nkeepttl\n}",
 		"optcache {\nuse_optimized_cache true\nhot_cache_percentage 10\nhot_cache_promotion_threshold 3\ncache_line_optimization true\nmax_memory 64MB\n}",
+		"optcache {\nhot_cache_percentage auto\nmax_memory 1048576\n}",
 		"optcache {\nuse_optimized_cache false\nprefetch 10 1m 10%\nserve_stale 1h verify\nserve_stale_policy prefer_positive\n}",
+		"optcache {\nuse_optimized_cache false\nserve_stale 1h verify 1s 30s 5m\ncoalesce off\nede off\n}",
+		"optcache {\nprefetch 3 10s 90%\nserve_stale 10m Immediate 30s 5m\nserve_stale_policy prefer_positive\n}",
+		"optcache {\nprefetch 4294967297 -1h\nserve_stale 1h VERIFY 100ms 0s 0\ncoalesce 1000000 1m\nede on\n}",
+		"optcache {\nprefetch 1 1m 91%\n}",
+		"optcache {\nserve_stale 2540400h immediate 4294967295s 301s\n}",
+		"optcache {\ncoalesce 0 1us\n}",
+		"optcache {\ncoalesce off 1s\n}",
+		"optcache {\nserve_stale_policy prefer_positive\n}",
+		"optcache {\nede maybe\n}",
 		"optcache {\nsuccess \"\" {\n}\n}",
 		"optcache { keepttl }\noptcache",
 	} {
@@ -595,17 +613,28 @@ func FuzzParse(f *testing.F) {
 	f.Cleanup(func() { golog.SetOutput(os.Stderr) })
 
 	f.Fuzz(func(t *testing.T, corefile string) {
+		if !strings.HasPrefix(corefile, pluginName) {
+			return // such a block is another plugin's
+		}
 		c := controller(corefile)
 		again := *c
 		o, optimized, err := parse(c)
+		refused := setup(&again)
 		if err != nil {
-			if !strings.Contains(err.Error(), "Testfile:") {
-				t.Errorf("error without its place: %v", err)
+			if refused == nil {
+				t.Errorf("setup accepts what parse refuses: %v", err)
+			}
+			at := errorLine.FindStringSubmatch(err.Error())
+			if at == nil {
+				t.Fatalf("error without its place: %v", err)
+			}
+			if line, _ := strconv.Atoi(at[1]); line < 1 || line > 1+strings.Count(corefile, "\n") {
+				t.Errorf("error with a line that is none: %v", err)
 			}
 			return
 		}
-		if !optimized {
-			_ = setup(&again) // refuses or not, as cache does, but does not panic
+		if optimized && refused != nil { // cache may refuse more
+			t.Errorf("setup refuses what parse accepts: %v", refused)
 		}
 		if len(o.zones) == 0 {
 			t.Error("no zones")
@@ -621,10 +650,30 @@ func FuzzParse(f *testing.F) {
 			between(t, "min TTL", int64(class.minTTL), 0, (1<<31-1)*int64(time.Second))
 		}
 		between(t, "servfail", int64(o.servfail), 0, int64(5*time.Minute))
-		between(t, "hot percentage", int64(o.hotPercentage), 0, 50)
+		if o.hotPercentage != hotAuto {
+			between(t, "hot percentage", int64(o.hotPercentage), 0, 50)
+		}
 		between(t, "promotion threshold", int64(o.promotionThreshold), 1, 255)
 		if o.maxMemory != 0 {
 			between(t, "max memory", o.maxMemory, 1<<20, 1<<63-1)
+		}
+		between(t, "prefetch amount", int64(o.prefetch.amount), 0, 1<<24-1)
+		between(t, "prefetch percentage", int64(o.prefetch.percentage), 10, 90)
+		s := o.stale
+		between(t, "serve_stale", int64(s.upTo), 0, 1<<63-1)
+		between(t, "verify timeout", int64(s.timeout), 0, 1<<63-1)
+		between(t, "stale TTL", int64(s.ttl), 0, (1<<32-1)*int64(time.Second))
+		between(t, "recheck", int64(s.recheck), 0, int64(5*time.Minute))
+		if s.ttl%time.Second != 0 || s.timeout > 0 && !s.verify {
+			t.Errorf("serve_stale: %+v", s)
+		}
+		between(t, "waiters", int64(o.coalesce.waiters), 0, 1_000_000)
+		between(t, "wait", int64(o.coalesce.wait), int64(time.Millisecond), int64(time.Minute))
+		if optimized {
+			z := plan(&o)
+			if z.shards < 1 || z.perShard() < 1 || z.pieces[success] < 1 || z.pieces[denial] < 1 {
+				t.Errorf("planned %+v", z)
+			}
 		}
 	})
 }

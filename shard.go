@@ -282,7 +282,11 @@ func (sh *shard) insert(s *scratch, e *entry, now int64) bool {
 	n.slot = uint32(slot)
 	sh.index.Mark(slot, n.segment == protected)
 	sh.used.Add(int64(need))
-	sh.resetState(id, e.hits, e.hitsAt)
+	hits := e.hits
+	if _, denied := sh.locate(&s.key, flagDenial); denied && e.flags.class() == success {
+		hits = 0 // as in the built-in cache: a denial that is left is what was popular
+	}
+	sh.resetState(id, hits, e.hitsAt)
 	sh.refreshHot(s, id)
 	return true
 }

@@ -73,18 +73,33 @@ func (st *store) countRequest(s *scratch, now int64, gap time.Duration, most uin
 	}
 	for {
 		old := atomic.LoadUint64(w)
-		hits := uint32(old & maxPopularity)
-		// A difference of times that have wrapped round is right all the same.
-		since := time.Duration((uint64(now/1e6)-old>>popularityBits)&msMask) * time.Millisecond
-		if hits == 0 || since > gap {
-			hits = 0
-		}
-		hits = min(hits+1, most)
+		hits := oneMore(old, now, gap, most)
 		// Once the count has stopped, this writes no more than once for each tick of the clock.
 		if next := packPopularity(now, hits); next == old || atomic.CompareAndSwapUint64(w, old, next) {
 			return hits
 		}
 	}
+}
+
+// popularity returns what countRequest would return.
+func (st *store) popularity(s *scratch, now int64, gap time.Duration, most uint32) uint32 {
+	w := st.shard(s.key.hash).word(s.entry.node(), statePopularity)
+	if w == nil {
+		return 0
+	}
+	return oneMore(atomic.LoadUint64(w), now, gap, most)
+}
+
+// oneMore returns how often an entry with that popularity has been asked for once it is asked for at
+// now.
+func oneMore(popularity uint64, now int64, gap time.Duration, most uint32) uint32 {
+	hits := uint32(popularity & maxPopularity)
+	// A difference of times that have wrapped round is right all the same.
+	since := time.Duration((uint64(now/1e6)-popularity>>popularityBits)&msMask) * time.Millisecond
+	if since > gap {
+		hits = 0
+	}
+	return min(hits+1, most)
 }
 
 // mayRetry reports whether a refresh of the entry in s may be tried.

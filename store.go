@@ -200,6 +200,12 @@ func (st *store) shard(hash uint64) *shard { return &st.shards[hash&uint64(len(s
 // buffers of s; the access that makes an entry popular tries for the lock and promotes it.
 func (st *store) lookup(s *scratch, now int64) bool {
 	hit := st.find(s, now)
+	st.counted(s, hit)
+	return hit
+}
+
+// counted lets the climber know of a lookup, in time.
+func (st *store) counted(s *scratch, hit bool) {
 	if hit {
 		s.tally.hits++
 		if s.tier == tierHot {
@@ -210,7 +216,15 @@ func (st *store) lookup(s *scratch, now int64) bool {
 		st.climber.note(s.tally)
 		s.tally = tally{}
 	}
-	return hit
+}
+
+// touch loads what a lookup of that hash looks at first, so that it is in the CPU's cache when it does.
+func (st *store) touch(hash uint64) {
+	sh := st.shard(hash)
+	sh.index.Touch(hash)
+	if len(sh.hot.tags) > 0 {
+		atomic.LoadUint64(&sh.hot.tags[sh.hot.home(hash)])
+	}
 }
 
 // find is lookup, but for the counting.

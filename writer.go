@@ -40,6 +40,7 @@ type writer struct {
 	wrote     bool // there was a response
 	unshared  bool // it is not for others
 	refreshed bool // it is better than the stale entry
+	replaced  bool // it has taken the place of the stale entry
 }
 
 func (o *Optcache) newWriter(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, p purpose) *writer {
@@ -183,7 +184,10 @@ func (w *writer) keep(res *dns.Msg, c class, ttl uint32, wildcard string, now in
 	s := w.o.pool.Get().(*scratch)
 	defer w.o.release(s)
 	s.key = w.key
-	e := entry{stored: now, ttl: ttl, flags: flagsOf(res, c), hits: w.hits, hitsAt: w.hitsAt}
+	e := entry{stored: now, ttl: ttl, flags: flagsOf(res, c)}
+	if w.purpose == forPrefetch || w.refreshed {
+		e.hits, e.hitsAt = w.hits, w.hitsAt
+	}
 	e.supersedes = w.detached
 	if w.o.stale.preferPositive {
 		e.supersedes = c == success && answersQuestion(res)
@@ -196,6 +200,7 @@ func (w *writer) keep(res *dns.Msg, c class, ttl uint32, wildcard string, now in
 		return false
 	}
 	ok = w.o.store.insert(s, &e, body, wildcard, now)
+	w.replaced = ok && e.flags.kind() == w.served
 	w.server.addEvents(s)
 	return ok
 }
@@ -237,9 +242,13 @@ func (s *scratch) pack(res *dns.Msg, e *entry) (body []byte, ok bool) {
 	e.counts = [3]uint16{uint16(len(res.Answer)), uint16(len(res.Ns)), uint16(len(res.Extra))}
 	s.ttlAt = s.ttlAt[:0]
 	defer func(compress bool, q []dns.Question) { res.Compress, res.Question = compress, q }(res.Compress, res.Question)
+	res.Compress = false
+	length := res.Len()
 	for _, res.Compress = range []bool{false, true} {
 		if res.Compress {
 			res.Question = nil // so that no pointer points into it
+		} else if length > maxMessage {
+			continue // names that take 64 KiB with compression may take megabytes without
 		}
 		b, err := res.PackBuffer(s.packed[:cap(s.packed)])
 		if err != nil {
@@ -261,7 +270,7 @@ func (s *scratch) pack(res *dns.Msg, e *entry) (body []byte, ok bool) {
 		}
 		body = b[off+questionTail:]
 		// CoreDNS decides by Msg.Len whether a reply fits. It counts some records too long.
-		if excess := res.Len() - len(b); 0 <= excess && excess <= math.MaxUint16 {
+		if excess := length - len(b); 0 <= excess && excess <= math.MaxUint16 {
 			e.link = makeLink(0, 0, excess)
 		} else {
 			e.flags |= flagMessage

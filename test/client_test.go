@@ -173,7 +173,10 @@ func sum(t testing.TB, addr, metric string, labels ...string) float64 {
 	t.Helper()
 	total := 0.0
 	for _, line := range scrape(t, addr) {
-		name, rest, _ := strings.Cut(line, "{")
+		name, rest := line, ""
+		if i := strings.IndexAny(line, "{ "); i >= 0 {
+			name, rest = line[:i], line[i:]
+		}
 		if name != metric || !containsAll(rest, labels) {
 			continue
 		}

@@ -27,15 +27,16 @@ type pair struct {
 // both are the names of the two ports.
 var both = []string{"optcache", "cache"}
 
-// startPair starts a block for either. The word BOTH in a plugin's line becomes its name.
-func startPair(t testing.TB, plugins ...string) pair {
+// startPair starts a block for either. The word BOTH in a plugin's line becomes its name. The options are
+// those of optcache.
+func startPair(t testing.TB, options string, plugins ...string) pair {
 	t.Helper()
 	u := newUpstream(t)
 	var text strings.Builder
 	for _, name := range both {
 		cache := name
 		if name == "optcache" {
-			cache += " {\n\t\tede off\n\t}" // cache explains nothing
+			cache += " {\n\t\tede off\n\t\t" + options + "\n\t}" // cache explains nothing
 		}
 		b := block(name, u.addr, append(plugins, cache)...)
 		text.WriteString(strings.ReplaceAll(b, "BOTH", name))
@@ -168,6 +169,7 @@ func TestSameAsCacheBehind(t *testing.T) {
 
 	for _, c := range []struct {
 		name    string
+		options string
 		plugins []string
 		also    []*dns.Msg
 		secrets map[string]string
@@ -192,10 +194,14 @@ func TestSameAsCacheBehind(t *testing.T) {
 		{name: "tsig", plugins: []string{"tsig {\n\tsecret " + key + " " + secret + "\n}"},
 			also: []*dns.Msg{signed, signedEDNS}, secrets: map[string]string{key: secret}},
 		{name: "kubeadm", plugins: []string{"prometheus 127.0.0.1:${metrics}", "loop", "reload", "loadbalance"}},
+		{name: "nothing, fast", options: "fastpath", also: []*dns.Msg{nsid, cookie, subnet, two}},
+		{name: "neutral, fast", options: "fastpath 1", plugins: []string{"metadata", "cancel", "bufsize 1100", "nsid", "prometheus 127.0.0.1:${metrics}", "local", "any", "chaos one two"},
+			also: []*dns.Msg{nsid, cookie, subnet, chaos, query("localhost.", dns.TypeA), query("x.localhost.", dns.TypeAAAA), query("localhost.example.org.", dns.TypeA)}},
+		{name: "kubeadm, fast", options: "fastpath", plugins: []string{"prometheus 127.0.0.1:${metrics}", "loop", "reload", "loadbalance"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			p := startPair(t, c.plugins...)
+			p := startPair(t, c.options, c.plugins...)
 			for network, qs := range map[string][]*dns.Msg{"tcp": questions(), "udp": questions()} {
 				for _, q := range append(qs, c.also...) {
 					compare(t, p, q, func(addr string) exchanger {
@@ -234,7 +240,7 @@ func TestSignedAnswers(t *testing.T) {
 // What acl keeps from a client, the cache does not give it.
 func TestBlockedClient(t *testing.T) {
 	t.Parallel()
-	p := startPair(t, "acl {\n\tblock type A net 127.0.0.2/32\n\tfilter net 127.0.0.3/32\n}")
+	p := startPair(t, "", "acl {\n\tblock type A net 127.0.0.2/32\n\tfilter net 127.0.0.3/32\n}")
 	for _, name := range both {
 		for range 4 {
 			q := query("www.example.org.", dns.TypeA)
@@ -255,7 +261,7 @@ func TestBlockedClient(t *testing.T) {
 // Log lines of hits say what those of cache say: rcode, flags and size.
 func TestSameLogLines(t *testing.T) {
 	t.Parallel()
-	p := startPair(t, `log . "SEEN BOTH {type} {class} {name} {proto} {size} {>do} {>bufsize} {rcode} {>rflags} {rsize}"`)
+	p := startPair(t, "", `log . "SEEN BOTH {type} {class} {name} {proto} {size} {>do} {>bufsize} {rcode} {>rflags} {rsize}"`)
 	qs := questions()
 	for _, name := range both {
 		for _, q := range qs {
@@ -296,7 +302,7 @@ func TestSameDnstap(t *testing.T) {
 	for _, name := range both {
 		taps[name] = newTap(t, filepath.Join(dir, name))
 	}
-	p := startPair(t, "dnstap unix://"+filepath.Join(dir, "BOTH")+" full")
+	p := startPair(t, "", "dnstap unix://"+filepath.Join(dir, "BOTH")+" full")
 	qs := questions()
 	const times = 3
 	for _, name := range both {

@@ -1,0 +1,352 @@
+package udp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// query is a plain query with an ID.
+func query(tb testing.TB, id uint16) []byte {
+	tb.Helper()
+	m := new(dns.Msg).SetQuestion("www.example.org.", dns.TypeA)
+	m.Id = id
+	b, err := m.Pack()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
+// echo answers every packet with itself, from a worker's loop, and reports how many there were.
+func echo(s *Socket, mark byte) (n int) {
+	b := NewBatch(8)
+	for {
+		got, err := b.Receive(s)
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				panic(err)
+			}
+			return n
+		}
+		n += got
+		for i := range got {
+			p := b.Packet(i)
+			if len(p) > 3 {
+				p[3] = mark
+			}
+			if len(p) > 0 {
+				b.Reply(i, p)
+			}
+		}
+		b.Send(s)
+	}
+}
+
+// foreign opens a socket as CoreDNS does and echoes by it, with a mark of its own.
+func foreign(t *testing.T, addr string, mark byte) *net.UDPConn {
+	t.Helper()
+	c, err := listen(addr)
+	if err != nil {
+		t.Skipf("%s: %v", addr, err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if n > 3 {
+				buf[3] = mark
+			}
+			c.WriteTo(buf[:n], from)
+		}
+	}()
+	return c
+}
+
+// group opens sockets that get all queries.
+func group(t *testing.T, addr string, n, foreign int) *Group {
+	t.Helper()
+	g, err := NewGroup(addr, foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range n {
+		if _, err := g.Add(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := g.Steer(n, ByQuery); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// exchange sends a packet from a new socket and returns the mark of who answered.
+func exchange(t *testing.T, to *net.UDPAddr, packet []byte) byte {
+	t.Helper()
+	c, err := net.DialUDP("udp", nil, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(packet); err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	buf := make([]byte, 2048)
+	n, err := c.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n < 4 {
+		return 0
+	}
+	return buf[3]
+}
+
+const foreignMark = 0xff
+
+func TestSupported(t *testing.T) {
+	if err := Supported(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Queries go to the group, each ID to its socket; everything else goes to the others; and so does all
+// of it when the group is gone.
+func TestKernelSteersByProgram(t *testing.T) {
+	for _, foreigners := range []int{1, 2} {
+		t.Run(fmt.Sprint(foreigners), func(t *testing.T) {
+			first := foreign(t, "127.0.0.1:0", foreignMark)
+			to := first.LocalAddr().(*net.UDPAddr)
+			for range foreigners - 1 {
+				foreign(t, to.String(), foreignMark)
+			}
+			const workers = 3
+			g := group(t, to.String(), workers, foreigners)
+			var wg sync.WaitGroup
+			for i, s := range g.Sockets() {
+				wg.Go(func() { echo(s, byte(i)) })
+			}
+			for id := range uint16(12) {
+				if got := exchange(t, to, query(t, id)); got != byte(id%workers) {
+					t.Errorf("ID %d: answered by %d", id, got)
+				}
+			}
+			change := func(at int, to byte) []byte {
+				p := query(t, 7)
+				p[at] = to
+				return p
+			}
+			for name, packet := range map[string][]byte{
+				"response":       change(2, 0x80),
+				"NOTIFY":         change(2, dns.OpcodeNotify<<3),
+				"UPDATE":         change(2, dns.OpcodeUpdate<<3),
+				"no question":    change(5, 0),
+				"two questions":  change(5, 2),
+				"256 questions":  change(4, 1),
+				"answer":         change(7, 1),
+				"authority":      change(9, 1),
+				"two additional": change(11, 2),
+				"short":          query(t, 7)[:11],
+			} {
+				if got := exchange(t, to, packet); got != foreignMark {
+					t.Errorf("%s: answered by %d", name, got)
+				}
+			}
+			if got := exchange(t, to, change(11, 1)); got != 7%workers {
+				t.Errorf("one additional record: answered by %d", got)
+			}
+			if err := g.Drain(); err != nil {
+				t.Error(err)
+			}
+			wg.Wait()
+			for id := range uint16(6) {
+				if got := exchange(t, to, query(t, id)); got != foreignMark {
+					t.Errorf("drained, ID %d: answered by %d", id, got)
+				}
+			}
+			g.Close()
+			for id := range uint16(6) {
+				if got := exchange(t, to, query(t, id)); got != foreignMark {
+					t.Errorf("closed, ID %d: answered by %d", id, got)
+				}
+			}
+		})
+	}
+}
+
+// A group whose socket closes by itself leaves its packets to the others.
+func TestClosedSocketLeavesItsPacketsToOthers(t *testing.T) {
+	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	g := group(t, to.String(), 1, 1)
+	g.Sockets()[0].close()
+	if got := exchange(t, to, query(t, 1)); got != foreignMark {
+		t.Errorf("answered by %d", got)
+	}
+}
+
+// What has been received before the group is drained is answered.
+func TestDrainLosesNothing(t *testing.T) {
+	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	g := group(t, to.String(), 1, 1)
+	defer g.Close()
+	c, err := net.DialUDP("udp", nil, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const packets = 100
+	for i := range packets {
+		c.Write(query(t, uint16(i)))
+	}
+	if err := g.Drain(); err != nil {
+		t.Fatal(err)
+	}
+	if n := echo(g.Sockets()[0], 1); n != packets {
+		t.Errorf("%d of %d packets", n, packets)
+	}
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for i := range packets {
+		if _, err := c.Read(make([]byte, 512)); err != nil {
+			t.Fatalf("reply %d: %v", i, err)
+		}
+	}
+}
+
+// A client that is connected takes a reply only from where it has sent its query to.
+func TestReplyComesFromWhereTheQueryWent(t *testing.T) {
+	for _, tc := range []struct{ listen, ask string }{
+		{"127.0.0.1:0", "127.0.0.1"},
+		{"0.0.0.0:0", "127.0.0.1"},
+		{"0.0.0.0:0", "127.3.2.1"},
+		{":0", "127.3.2.1"},
+		{":0", "::1"},
+		{"[::]:0", "::1"},
+		{"[::1]:0", "::1"},
+	} {
+		t.Run(tc.listen+" "+tc.ask, func(t *testing.T) {
+			c := foreign(t, tc.listen, foreignMark)
+			at := c.LocalAddr().(*net.UDPAddr)
+			h, _, _ := net.SplitHostPort(tc.listen)
+			g := group(t, net.JoinHostPort(h, fmt.Sprint(at.Port)), 1, 1)
+			var wg sync.WaitGroup
+			wg.Go(func() { echo(g.Sockets()[0], 1) })
+			if got := exchange(t, &net.UDPAddr{IP: net.ParseIP(tc.ask), Port: at.Port}, query(t, 1)); got != 1 {
+				t.Errorf("answered by %d", got)
+			}
+			g.Drain()
+			wg.Wait()
+			g.Close()
+		})
+	}
+}
+
+func TestPeer(t *testing.T) {
+	to := foreign(t, ":0", foreignMark).LocalAddr().(*net.UDPAddr)
+	g := group(t, fmt.Sprintf(":%d", to.Port), 1, 1)
+	defer g.Close()
+	for _, ip := range []string{"127.0.0.1", "::1"} {
+		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(ip), Port: to.Port})
+		if err != nil {
+			t.Skip(err)
+		}
+		defer c.Close()
+		q := append(query(t, 1), make([]byte, 600)...)
+		c.Write(q)
+		b := NewBatch(4)
+		n, err := b.Receive(g.Sockets()[0])
+		if n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		from, want := b.Peer(0).Addr(), c.LocalAddr().(*net.UDPAddr)
+		if !from.IP.Equal(want.IP) || from.Port != want.Port || from.Zone != "" {
+			t.Errorf("from %v, want %v", &from, want)
+		}
+		if v4 := b.Peer(0).IPv4(); v4 != (ip == "127.0.0.1") {
+			t.Errorf("%s: IPv4 %v", ip, v4)
+		}
+		if len(b.Packet(0)) != MaxQuery || b.Truncated != 1 {
+			t.Errorf("%d bytes, %d truncated", len(b.Packet(0)), b.Truncated)
+		}
+		if err := g.Sockets()[0].SendTo([]byte("abcd"), b.Peer(0)); err != nil {
+			t.Error(err)
+		}
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		if n, err := c.Read(make([]byte, 10)); n != 4 {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+	}
+}
+
+// A reply that cannot be sent does not keep the others back.
+func TestSendGoesOnAfterAFailure(t *testing.T) {
+	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	g := group(t, to.String(), 1, 1)
+	defer g.Close()
+	c, err := net.DialUDP("udp", nil, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const packets = 4
+	for i := range packets {
+		c.Write(query(t, uint16(i)))
+	}
+	b := NewBatch(8)
+	for got := 0; got < packets; {
+		n, err := b.Receive(g.Sockets()[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range n {
+			if got++; got == 2 {
+				b.Reply(i, make([]byte, 70_000)) // too long for UDP
+			} else {
+				b.Reply(i, b.Packet(i))
+			}
+		}
+		b.Send(g.Sockets()[0])
+	}
+	if b.Failed != 1 {
+		t.Errorf("%d failed", b.Failed)
+	}
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for range packets - 1 {
+		if _, err := c.Read(make([]byte, 512)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestBatchAllocatesNothing(t *testing.T) {
+	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	g := group(t, to.String(), 1, 1)
+	defer g.Close()
+	c, err := net.DialUDP("udp", nil, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, q, buf := NewBatch(4), query(t, 1), make([]byte, 512)
+	if n := testing.AllocsPerRun(100, func() {
+		c.Write(q)
+		n, _ := b.Receive(g.Sockets()[0])
+		for i := range n {
+			b.Reply(i, b.Packet(i))
+		}
+		b.Send(g.Sockets()[0])
+		c.Read(buf)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
