@@ -12,6 +12,9 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 BENCH     ?= .
 BENCHTIME ?= 1s
 FUZZTIME  ?= 30s
+STEPS     ?= 1000000
+SEED      ?= 0
+SOAK      ?= 10m
 
 .DEFAULT_GOAL := build
 
@@ -68,6 +71,14 @@ fuzz: ## every fuzz target for FUZZTIME
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir; \
 		done; \
 	done
+
+.PHONY: difftest
+difftest: ## optcache beside CoreDNS's cache for STEPS random steps; SEED=n repeats a run
+	$(GO) test -count 1 -run '^TestDifferential$$' -timeout 0 -v . -args -diff.steps $(STEPS) -diff.seed $(SEED)
+
+.PHONY: soak
+soak: ## a server between clients and faulty upstreams, for SOAK
+	OPTCACHE_SOAK=$(SOAK) $(GO) test -count 1 -run '^TestSoak$$' -timeout 0 -v ./test
 
 .PHONY: clean
 clean: ## remove what build made
