@@ -8,7 +8,8 @@
 // looks into the hot tier (hotcache.go), then through the index into the arena (shard.go), where
 // the records are (entry.go). A hit is turned into a reply (reply.go), as bytes where nothing in
 // front needs a message (neutral.go). A miss goes on to the next plugin with a writer (writer.go)
-// that decides what of the response is kept (admit.go) and inserts it. The policy (slru.go,
+// that decides what of the response is kept (admit.go) and inserts it; requests for the same miss
+// wait for one (flight.go). What expires is refreshed in refresh.go. The policy (slru.go,
 // climber.go) says what goes for it.
 package optcache
 
