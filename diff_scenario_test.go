@@ -30,6 +30,7 @@ func newDiffScenario(seed, number uint64) *diffScenario {
 	sc := new(diffScenario)
 	g.diffOptions(sc)
 	g.diffPlugins(sc)
+	sc.fast = g.one(2)
 
 	var names []*diffName
 	for range 1 + g.IntN(6) {

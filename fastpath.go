@@ -67,7 +67,6 @@ func (o *fastOptions) err(format string, args ...any) error {
 type fastBlock struct {
 	o       *Optcache
 	workers int
-	sockets int // that CoreDNS has on each address
 	front   mirror
 	report  *reportOptions // nil if there is no plugin prometheus
 }
@@ -164,7 +163,6 @@ func (b *fastBlock) inspect(cfg *dnsserver.Config) error {
 	if b.workers == 0 {
 		b.workers = runtime.GOMAXPROCS(0)
 	}
-	b.sockets = max(cfg.NumSockets, 1)
 	return nil
 }
 
@@ -195,7 +193,6 @@ type routes struct {
 	server  *dnsserver.Server
 	routes  []route // the most labels first
 	workers int
-	sockets int
 	counts  *laneCounters
 	slow    *longWay
 }
@@ -228,7 +225,7 @@ func newRoutes(s *dnsserver.Server, b *fastBlock, counts *laneCounters) (*routes
 			if b := blockOf(first.Pointer()); b != nil {
 				rt.report = b.report
 				rt.o, rt.front, rt.server = b.o, b.front, b.o.serverOf(s)
-				r.workers, r.sockets = max(r.workers, b.workers), max(r.sockets, b.sockets)
+				r.workers = max(r.workers, b.workers)
 			}
 		}
 		r.routes = append(r.routes, rt)

@@ -101,9 +101,7 @@ func (r *routes) use(o *Optcache) bool {
 // to as many as the routes ask for. What are too many stay: somebody may still wait for a reply from there.
 func (l *lane) open(r *routes) (err error) {
 	if l.group == nil {
-		if l.group, err = udp.NewGroup(l.addr[len(transport.DNS+"://"):], r.sockets); err != nil {
-			return err
-		}
+		l.group = udp.NewGroup(l.addr[len(transport.DNS+"://"):])
 	}
 	// With as many workers as there are CPUs, each one has its own and gets what that one receives.
 	by := udp.ByQuery

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"reflect"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +34,7 @@ const (
 type Group struct {
 	addr    string
 	sockets []*Socket
-	foreign int
+	foreign int // sockets of others, which come before
 }
 
 // Supported returns nil if the kernel can do what a Group needs. It tries, on a loopback address.
@@ -41,10 +44,7 @@ func Supported() error {
 		return err
 	}
 	defer other.Close()
-	g, err := NewGroup(other.LocalAddr().String(), 1)
-	if err != nil {
-		return err
-	}
+	g := NewGroup(other.LocalAddr().String())
 	defer g.Close()
 	if _, err := g.Add(); err != nil {
 		return err
@@ -53,13 +53,8 @@ func Supported() error {
 }
 
 // NewGroup returns a group without sockets for an address, in the form that net.ListenPacket takes, on which
-// foreign others are open, with SO_REUSEPORT and by the same user.
-func NewGroup(addr string, foreign int) (*Group, error) {
-	if foreign < 1 {
-		return nil, fmt.Errorf("nobody else listens on %s", addr)
-	}
-	return &Group{addr: addr, foreign: foreign}, nil
-}
+// others have been opened by this process, with SO_REUSEPORT.
+func NewGroup(addr string) *Group { return &Group{addr: addr} }
 
 // Add opens one more socket. It gets packets when Steer says so.
 func (g *Group) Add() (*Socket, error) {
@@ -67,13 +62,52 @@ func (g *Group) Add() (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(g.sockets) == 0 { // without a program, the kernel would choose among all
-		g.sockets = []*Socket{s}
-		err = g.attach(steer(0, g.foreign, ByQuery))
-	} else {
-		g.sockets = append(g.sockets, s)
+	g.sockets = append(g.sockets, s)
+	if len(g.sockets) > 1 {
+		return s, nil
 	}
-	return s, err
+	if g.foreign, err = others(s.fd); err != nil {
+		return nil, err
+	}
+	// Without a program, the kernel would choose among all.
+	return s, g.attach(steer(0, g.foreign, ByQuery))
+}
+
+// others returns how many UDP sockets the process has on the address of a socket, beside that one. The kernel
+// numbers sockets on one address in the order in which they were opened; those of a group come last.
+func others(fd int) (n int, err error) {
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, err
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0, err
+	}
+	var ours unix.Stat_t
+	if err := unix.Fstat(fd, &ours); err != nil {
+		return 0, err
+	}
+	seen := map[uint64]bool{ours.Ino: true} // two descriptors may be one socket
+	for _, entry := range fds {
+		other, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		var stat unix.Stat_t
+		kind, err := unix.GetsockoptInt(other, unix.SOL_SOCKET, unix.SO_TYPE)
+		if err != nil || kind != unix.SOCK_DGRAM || unix.Fstat(other, &stat) != nil || seen[stat.Ino] {
+			continue
+		}
+		if name, err := unix.Getsockname(other); err == nil && reflect.DeepEqual(name, at) {
+			seen[stat.Ino] = true
+			n++
+		}
+	}
+	if n == 0 {
+		return 0, errors.New("nobody else listens there")
+	}
+	return n, nil
 }
 
 // Steer makes the kernel give plain queries to the first n sockets, and to the others on the address what is

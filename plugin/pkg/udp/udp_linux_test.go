@@ -73,12 +73,9 @@ func foreign(t *testing.T, addr string, mark byte) *net.UDPConn {
 }
 
 // group opens sockets that get all queries.
-func group(t *testing.T, addr string, n, foreign int) *Group {
+func group(t *testing.T, addr string, n int) *Group {
 	t.Helper()
-	g, err := NewGroup(addr, foreign)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := NewGroup(addr)
 	for range n {
 		if _, err := g.Add(); err != nil {
 			t.Fatal(err)
@@ -132,7 +129,7 @@ func TestKernelSteersByProgram(t *testing.T) {
 				foreign(t, to.String(), foreignMark)
 			}
 			const workers = 3
-			g := group(t, to.String(), workers, foreigners)
+			g := group(t, to.String(), workers)
 			var wg sync.WaitGroup
 			for i, s := range g.Sockets() {
 				wg.Go(func() { echo(s, byte(i)) })
@@ -188,7 +185,7 @@ func TestKernelSteersByProgram(t *testing.T) {
 // A group whose socket closes by itself leaves its packets to the others.
 func TestClosedSocketLeavesItsPacketsToOthers(t *testing.T) {
 	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
-	g := group(t, to.String(), 1, 1)
+	g := group(t, to.String(), 1)
 	g.Sockets()[0].close()
 	if got := exchange(t, to, query(t, 1)); got != foreignMark {
 		t.Errorf("answered by %d", got)
@@ -198,7 +195,7 @@ func TestClosedSocketLeavesItsPacketsToOthers(t *testing.T) {
 // What has been received before the group is drained is answered.
 func TestDrainLosesNothing(t *testing.T) {
 	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
-	g := group(t, to.String(), 1, 1)
+	g := group(t, to.String(), 1)
 	defer g.Close()
 	c, err := net.DialUDP("udp", nil, to)
 	if err != nil {
@@ -238,7 +235,7 @@ func TestReplyComesFromWhereTheQueryWent(t *testing.T) {
 			c := foreign(t, tc.listen, foreignMark)
 			at := c.LocalAddr().(*net.UDPAddr)
 			h, _, _ := net.SplitHostPort(tc.listen)
-			g := group(t, net.JoinHostPort(h, fmt.Sprint(at.Port)), 1, 1)
+			g := group(t, net.JoinHostPort(h, fmt.Sprint(at.Port)), 1)
 			var wg sync.WaitGroup
 			wg.Go(func() { echo(g.Sockets()[0], 1) })
 			if got := exchange(t, &net.UDPAddr{IP: net.ParseIP(tc.ask), Port: at.Port}, query(t, 1)); got != 1 {
@@ -253,7 +250,7 @@ func TestReplyComesFromWhereTheQueryWent(t *testing.T) {
 
 func TestPeer(t *testing.T) {
 	to := foreign(t, ":0", foreignMark).LocalAddr().(*net.UDPAddr)
-	g := group(t, fmt.Sprintf(":%d", to.Port), 1, 1)
+	g := group(t, fmt.Sprintf(":%d", to.Port), 1)
 	defer g.Close()
 	for _, ip := range []string{"127.0.0.1", "::1"} {
 		c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP(ip), Port: to.Port})
@@ -291,7 +288,7 @@ func TestPeer(t *testing.T) {
 // A reply that cannot be sent does not keep the others back.
 func TestSendGoesOnAfterAFailure(t *testing.T) {
 	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
-	g := group(t, to.String(), 1, 1)
+	g := group(t, to.String(), 1)
 	defer g.Close()
 	c, err := net.DialUDP("udp", nil, to)
 	if err != nil {
@@ -330,7 +327,7 @@ func TestSendGoesOnAfterAFailure(t *testing.T) {
 
 func TestBatchAllocatesNothing(t *testing.T) {
 	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
-	g := group(t, to.String(), 1, 1)
+	g := group(t, to.String(), 1)
 	defer g.Close()
 	c, err := net.DialUDP("udp", nil, to)
 	if err != nil {
