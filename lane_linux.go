@@ -119,8 +119,11 @@ func (l *lane) open(r *routes) (err error) {
 		}
 		l.running.Go(func() { l.work(s, cpu) })
 	}
+	if err := l.group.Steer(r.workers, by); err != nil {
+		return err
+	}
 	l.counts.workers.Store(int64(r.workers))
-	return l.group.Steer(r.workers, by)
+	return nil
 }
 
 // close ends the fast path on the address. CoreDNS's own sockets take over; what ours have received is

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -23,6 +24,20 @@ func fastBlock(port, upstream, options string, plugins ...string) string {
 	return block(port, upstream, append(plugins, "optcache {\n\t\tfastpath "+options+"\n\t}")...)
 }
 
+// startFast is start for a server with a fast path and metrics. Until the workers are there, queries go to
+// CoreDNS's own sockets, which is no loss but for who counts what.
+func startFast(t testing.TB, corefile string) *server {
+	t.Helper()
+	s := start(t, corefile)
+	eventually(t, func() error {
+		if sum(t, s.addr("metrics"), "coredns_optcache_fastpath_workers") == 0 {
+			return errors.New("the fast path has no workers")
+		}
+		return nil
+	})
+	return s
+}
+
 // fastHits is how many queries the fast path has answered.
 func fastHits(t testing.TB, s *server) float64 {
 	t.Helper()
@@ -32,7 +47,7 @@ func fastHits(t testing.TB, s *server) float64 {
 func TestFastPathAnswersAndCounts(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t)
-	s := start(t, fastBlock("dns", u.addr, "", "prometheus 127.0.0.1:${metrics}"))
+	s := startFast(t, fastBlock("dns", u.addr, "", "prometheus 127.0.0.1:${metrics}"))
 	send := overUDP(s.addr("dns"))
 	const hits = 20
 	for range 1 + hits {
@@ -76,7 +91,7 @@ func TestFastPathRoutesByZone(t *testing.T) {
 	text := fastBlock("dns", u.addr, "2", "prometheus 127.0.0.1:${metrics}") +
 		strings.Replace(fastBlock("dns", u.addr, "1", "prometheus 127.0.0.1:${metrics}"), ".:${dns}", "fast.example.org:${dns} example.net:${dns} FAST2.example.org:${dns}", 1) +
 		strings.Replace(block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache"), ".:", "slow.example.org:", 1)
-	s := start(t, text)
+	s := startFast(t, text)
 	send := overUDP(s.addr("dns"))
 	for name, fast := range map[string]bool{
 		"www.example.org.": true, "www.fast.example.org.": true, "fast2.example.org.": true, "host.example.net.": true,
@@ -105,7 +120,7 @@ func TestFastPathRoutesByZone(t *testing.T) {
 func TestFastPathOnAllAddresses(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t)
-	s := start(t, strings.Replace(fastBlock("dns", u.addr, "", "prometheus 127.0.0.1:${metrics}"), "\tbind 127.0.0.1\n", "", 1))
+	s := startFast(t, strings.Replace(fastBlock("dns", u.addr, "", "prometheus 127.0.0.1:${metrics}"), "\tbind 127.0.0.1\n", "", 1))
 	_, port, _ := net.SplitHostPort(s.addr("dns"))
 	before := fastHits(t, s)
 	asked := 0
@@ -173,7 +188,7 @@ func TestFastPathReloads(t *testing.T) {
 	good := func(options string) string {
 		return fastBlock("dns", u.addr, options, "prometheus 127.0.0.1:${metrics}")
 	}
-	s := start(t, good("2"))
+	s := startFast(t, good("2"))
 	stops := make([]func() int64, 4)
 	for i := range stops {
 		stops[i] = steady(t, s, query(fmt.Sprintf("www%d.example.org.", i), dns.TypeA))
@@ -284,7 +299,7 @@ func TestFastPathUnderAFloodOfMisses(t *testing.T) {
 		t.Cleanup(func() { s.Shutdown() })
 	}
 	defer close(hold)
-	s := start(t, fmt.Sprintf(".:${dns} {\n\tbind 127.0.0.1\n\tprometheus 127.0.0.1:${metrics}\n\toptcache {\n\t\tfastpath\n\t\tcoalesce 1000000 1m\n\t}\n\tforward . %s {\n\t\tforce_tcp\n\t}\n}\n", l.Addr()))
+	s := startFast(t, fmt.Sprintf(".:${dns} {\n\tbind 127.0.0.1\n\tprometheus 127.0.0.1:${metrics}\n\toptcache {\n\t\tfastpath\n\t\tcoalesce 1000000 1m\n\t}\n\tforward . %s {\n\t\tforce_tcp\n\t}\n}\n", l.Addr()))
 	send := overUDP(s.addr("dns"))
 	ask(t, send, query("www.example.org.", dns.TypeA))
 
