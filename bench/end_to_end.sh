@@ -35,14 +35,6 @@ build
 
 readonly names=1000 server_core=0 client_core=1
 
-# cpu PID prints the ticks that the process has spent in user mode and in the system.
-cpu() {
-    local stat
-    stat=$(<"/proc/$1/stat")
-    read -ra stat <<<"${stat##*) }" # the name before may hold anything
-    echo "${stat[11]} ${stat[12]}"
-}
-
 perf() { # DNSPERF-OPTIONS...
     taskset -c "$client_core" dnsperf -s 127.0.0.1 -p "${port[dns]}" -d "$work/queries" -q 100 -c 8 \
         ${dnsperf_options[@]+"${dnsperf_options[@]}"} "$@"

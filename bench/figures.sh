@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Every figure of bench/README.md but the hit ratios, one after the other, and the charts of them.
 #
-#     bench/figures.sh [-o FOLDER] [-q]
+#     bench/figures.sh [-o FOLDER] [-q] [-n]
 #
 # FOLDER (default: a temporary one, whose name is printed) gets what each command prints, and its results
 # as CSV. -q is a short run that shows that everything works: its figures mean nothing, and the charts
-# are left in FOLDER. Takes an hour, in which the machine should have nothing else to do.
+# are left in FOLDER. -n takes nothing, and draws what FOLDER has. Takes half an hour, in which the machine
+# should have nothing else to do.
 source "$(dirname "$0")/lib.sh"
 
-folder='' quick=
-while getopts o:qh option; do
+folder='' quick='' drawing=
+while getopts o:qnh option; do
     case $option in
         o) folder=$OPTARG ;;
         q) quick=1 ;;
+        n) drawing=1 ;;
         h) usage; exit 0 ;;
         *) usage >&2; exit 2 ;;
     esac
@@ -33,8 +35,10 @@ gobench() { # ARGUMENTS...
     go test -run '^$' "$@"
 }
 
-build
-if [[ -n $quick ]]; then
+[[ -n $drawing ]] || build
+if [[ -n $drawing ]]; then
+    :
+elif [[ -n $quick ]]; then
     take hit gobench -bench 'Hit$|Insert' -benchmem -cpu 1 -benchtime 10x .
     take parallel gobench -bench HitParallel -cpu 1,2 -benchtime 100x .
     take scaling gobench -v -bench Scaling -cpu 2 . || true
@@ -81,9 +85,8 @@ for quantile in p50 p99 p99.9 max; do
         printf '%s\t%s\t%.2f\n' "$quantile" "$cache" "$(column "$cache" "$quantile" | median)"
     done
 done | chart tail 'Latency with a million answers at a fixed rate' ms
-bench parallel ns/op | sed -e 's/^BenchmarkHitParallel\///' | awk -F'\t' -v OFS='\t' '
-    { cores = 1 } sub(/-2$/, "", $1) { cores = 2 }
-    { split($1, part, "/"); print part[2] (part[3] ? "/" part[3] : ""), part[1] ", " cores (cores > 1 ? " cores" : " core"), sprintf("%.0f", $2) }
+bench parallel ns/op | sed -e 's/^BenchmarkHitParallel\///; s/-2\t/\t2\t/; s/\([a-z]\)\t\([0-9.]*\)$/\1\t1\t\2/' | awk -F'\t' -v OFS='\t' '
+    { who = sub(/^cache-/, "", $1) ? "cache" : "optcache"; print $1, who ", " $2 ($2 > 1 ? " cores" : " core"), sprintf("%.0f", $3) }
 ' | sort -s -t$'\t' -k1,1 | chart scaling 'Time for each hit on one and on two cores' ns
 bench collector more-than-empty-ms/GC | sed -e 's/^BenchmarkCollector\///; s/-[0-9]*\t/\t/' | awk -F'\t' -v OFS='\t' '{ print "", $1, $2 }' |
     chart collector 'What a million entries add to a garbage collection' ms

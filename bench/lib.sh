@@ -19,6 +19,7 @@ build() {
     binary=$PWD/bin/coredns
 }
 
+PATH=$PATH:/usr/sbin:/usr/local/sbin # where Debian has unbound
 work=$(mktemp -d)
 declare -A running=()
 stop() { # PID
@@ -89,6 +90,75 @@ upstream() {
     }' "$@"
     # shellcheck disable=SC2034 # for the scripts
     upstream_pid=$pid upstream_port=${port[dns]} upstream_metrics=${port[metrics]}
+}
+
+installed() { # COMMAND PACKAGE
+    command -v "$1" >/dev/null && return
+    printf 'no %s, skipped: apt-get install %s\n' "$1" "$2" >&2
+    return 1
+}
+# The other servers: each fails when it is not installed. They forward to the upstream, with room for
+# ENTRIES, by one thread.
+dnsdist_server() { # ENTRIES [taskset -c CORES]
+    installed dnsdist dnsdist || return 1
+    start "setLocal('127.0.0.1:@dns@')
+setSecurityPollSuffix('')
+webserver('127.0.0.1:@metrics@')
+setWebserverConfig({statsRequireAuthentication=false})
+newServer({address='127.0.0.1:$upstream_port', healthCheckMode='up'})
+getPool(''):setCache(newPacketCache($1))" \
+        "${@:2}" dnsdist --supervised --disable-syslog -C "$work/conf"
+}
+
+unbound_server() { # ENTRIES [taskset -c CORES]
+    installed unbound unbound && installed unbound-control unbound || return 1
+    start "server:
+    interface: 127.0.0.1@@dns@
+    username: \"\"
+    chroot: \"\"
+    directory: \"$work\"
+    pidfile: \"\"
+    use-syslog: no
+    do-daemonize: no
+    module-config: \"iterator\"
+    do-not-query-localhost: no
+    outgoing-range: 4096
+    num-queries-per-thread: 4096
+    msg-cache-size: $(($1 * 1024))
+    rrset-cache-size: $(($1 * 1024))
+    extended-statistics: yes
+remote-control:
+    control-enable: yes
+    control-interface: \"$work/control\"
+    control-use-cert: no
+forward-zone:
+    name: \".\"
+    forward-addr: 127.0.0.1@$upstream_port" \
+        "${@:2}" unbound -d -p -c "$work/conf"
+}
+
+recursor_server() { # [taskset -c CORES]
+    installed pdns_recursor pdns-recursor || return 1
+    # It reads its configuration from a folder.
+    start "local-address=127.0.0.1
+local-port=@dns@
+forward-zones-recurse=.=127.0.0.1:$upstream_port
+dont-query=
+dnssec=off
+threads=1
+daemon=no
+socket-dir=$work
+security-poll-suffix=
+hint-file=no" \
+        "$@" bash -c 'cp "$1" "$0/recursor.conf" && exec pdns_recursor --config-dir="$0"' "$work" "$work/conf"
+}
+
+# cpu PID prints the ticks that the process has spent in user mode and in the system.
+cpu() {
+    local stat
+    stat=$(<"/proc/$1/stat")
+    read -ra stat <<<"${stat##*) }" # the name before may hold anything
+    echo "${stat[11]} ${stat[12]}"
 }
 
 # metric PORT NAME is the sum of all metrics of that name.

@@ -28,7 +28,6 @@ servers=("$@")
 ((${#servers[@]})) || servers=(optcache cache dnsdist unbound)
 
 cd "$(dirname "$0")/.."
-PATH=$PATH:/usr/sbin:/usr/local/sbin # where Debian has unbound
 
 need dnsperf dnsperf
 [[ -r /proc/self/status ]] || die "needs Linux: resident memory comes from /proc"
@@ -51,12 +50,6 @@ forwarder() {
     }"
 }
 
-installed() { # COMMAND
-    command -v "$1" >/dev/null && return
-    printf 'no %s, skipped: apt-get install %s\n' "$1" "$1" >&2
-    return 1
-}
-
 # For each server a function that starts it, and fails when it is not there, and one that says
 # how many entries it holds. The caches of dnsdist and unbound have some room to spare: neither
 # reserves what it does not use, but for dnsdist's table.
@@ -74,44 +67,10 @@ start_cache() {
 }
 held_cache() { metric "${port[metrics]}" coredns_cache_entries; }
 
-start_dnsdist() {
-    installed dnsdist || return 1
-    start "setLocal('127.0.0.1:@dns@')
-setSecurityPollSuffix('')
-webserver('127.0.0.1:@metrics@')
-setWebserverConfig({statsRequireAuthentication=false})
-newServer({address='127.0.0.1:$upstream_port', healthCheckMode='up'})
-getPool(''):setCache(newPacketCache($((names + names / 5))))" \
-        dnsdist --supervised --disable-syslog -C "$work/conf"
-}
+start_dnsdist() { dnsdist_server $((names + names / 5)); }
 held_dnsdist() { metric "${port[metrics]}" dnsdist_pool_cache_entries; }
 
-start_unbound() {
-    installed unbound && installed unbound-control || return 1
-    start "server:
-    interface: 127.0.0.1@@dns@
-    username: \"\"
-    chroot: \"\"
-    directory: \"$work\"
-    pidfile: \"\"
-    use-syslog: no
-    do-daemonize: no
-    module-config: \"iterator\"
-    do-not-query-localhost: no
-    outgoing-range: 4096
-    num-queries-per-thread: 4096
-    msg-cache-size: $((names * 1024))
-    rrset-cache-size: $((names * 1024))
-    extended-statistics: yes
-remote-control:
-    control-enable: yes
-    control-interface: \"$work/control\"
-    control-use-cert: no
-forward-zone:
-    name: \".\"
-    forward-addr: 127.0.0.1@$upstream_port" \
-        unbound -d -p -c "$work/conf"
-}
+start_unbound() { unbound_server "$names"; }
 held_unbound() {
     unbound-control -c "$work/conf" stats_noreset | awk -F= '$1 == "msg.cache.count" { print $2 }'
 }

@@ -1,6 +1,6 @@
 // Command tail measures how long single queries take under a fixed rate.
 //
-//	go run ./bench/tail -server 127.0.0.1:53 -d QUERIES [-rate 30000] [-time 60s] [-sockets 8]
+//	go run ./bench/tail -server 127.0.0.1:53 -d QUERIES [-rate 30000] [-time 60s] [-sockets 8] [-empty]
 //
 // It draws from a file of queries (one a line, name and type, as dnsperf's), sends at times that are
 // fixed beforehand, whether or not replies come, and counts each query's latency from the time it
@@ -41,6 +41,7 @@ func main() {
 	rate := flag.Int("rate", 30_000, "queries per second, of all sockets")
 	duration := flag.Duration("time", time.Minute, "how long to send")
 	sockets := flag.Int("sockets", 8, "sockets to send from")
+	empty := flag.Bool("empty", false, "a reply need not have an answer")
 	flag.Parse()
 	if *server == "" || *file == "" || flag.NArg() > 0 || *rate < 1 || *sockets < 1 || *duration <= 0 {
 		flag.Usage()
@@ -53,7 +54,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	r, err := measure(*server, qs, *rate, *sockets, *duration)
+	r, err := measure(*server, qs, *rate, *sockets, *duration, *empty)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -113,7 +114,7 @@ type result struct {
 	bad       int      // replies that were no answers
 }
 
-func measure(server string, qs *queries, rate, sockets int, duration time.Duration) (*result, error) {
+func measure(server string, qs *queries, rate, sockets int, duration time.Duration, empty bool) (*result, error) {
 	clients := make([]*client, sockets)
 	each := int(float64(rate) * duration.Seconds() / float64(sockets))
 	for i := range clients {
@@ -136,7 +137,7 @@ func measure(server string, qs *queries, rate, sockets int, duration time.Durati
 	errs := make([]error, sockets)
 	var sending, receiving sync.WaitGroup
 	for i, c := range clients {
-		receiving.Go(func() { errs[i] = c.receive(start) })
+		receiving.Go(func() { errs[i] = c.receive(start, empty) })
 		sending.Go(func() { c.send(start, qs, each) })
 	}
 	sending.Wait()
@@ -183,7 +184,7 @@ func (c *client) send(start time.Time, qs *queries, n int) {
 	}
 }
 
-func (c *client) receive(start time.Time) error {
+func (c *client) receive(start time.Time, empty bool) error {
 	buf := make([]byte, dns.MaxMsgSize)
 	for {
 		n, err := c.conn.Read(buf)
@@ -201,8 +202,8 @@ func (c *client) receive(start time.Time) error {
 		if due == 0 || took > patience {
 			continue // was lost already
 		}
-		// A reply without an error and with an answer: RFC 1035 section 4.1.1.
-		if rcode, answers := buf[3]&0x0f, binary.BigEndian.Uint16(buf[6:]); rcode != 0 || answers == 0 {
+		// A reply without an error and, unless it may be empty, with an answer: RFC 1035 section 4.1.1.
+		if rcode, answers := buf[3]&0x0f, binary.BigEndian.Uint16(buf[6:]); rcode != 0 || answers == 0 && !empty {
 			c.bad++
 			continue
 		}
