@@ -100,8 +100,15 @@ func setupFast(c *caddy.Controller, o *Optcache) error {
 		blocks.Delete(cfg)
 		return nil
 	})
+	// What else asks for GOMAXPROCS while the next generation is set up, such as multisocket, gets what it would
+	// get without workers.
+	c.OnRestart(func() error { runtime.GOMAXPROCS(ownProcs()); return nil })
+	c.OnRestartFailed(func() error { raiseProcs(); return nil })
 	return nil
 }
+
+// ownProcs is GOMAXPROCS as it is without a fast path.
+var ownProcs = sync.OnceValue(func() int { return runtime.GOMAXPROCS(0) })
 
 // serves is called by CoreDNS with each server that is about to serve, when nothing can go wrong any more:
 // before, a reload that fails must not have changed anything. Of several blocks on one address, one is
@@ -161,7 +168,7 @@ func (b *fastBlock) inspect(cfg *dnsserver.Config) error {
 	}
 	b.workers = fast.workers
 	if b.workers == 0 {
-		b.workers = runtime.GOMAXPROCS(0)
+		b.workers = ownProcs()
 	}
 	return nil
 }
