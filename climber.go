@@ -86,6 +86,15 @@ func newClimber(entries int, autoHot bool) *climber {
 	return c
 }
 
+// startFrom makes the climb go on from where another one has come to.
+func (c *climber) startFrom(other *climber) {
+	other.mu.Lock()
+	at := other.windowHill.at
+	other.mu.Unlock()
+	c.windowHill.at = at
+	c.window.Store(int64(at))
+}
+
 // windowShare returns the window's share of the capacity, per mille.
 func (c *climber) windowShare() int { return int(c.window.Load()) }
 

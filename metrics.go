@@ -201,8 +201,9 @@ func (s *counterSet) all() []*counters {
 // instanceSet holds the instances that are running, the oldest first. It keeps none alive: of a
 // reload that failed nobody says that it is over.
 type instanceSet struct {
-	mu   sync.Mutex // guards list
-	list []weak.Pointer[Optcache]
+	mu         sync.Mutex // guards what follows, and of the instances generation and successor
+	list       []weak.Pointer[Optcache]
+	generation int // how many Corefiles have been loaded since the first one
 }
 
 var instances instanceSet
@@ -263,10 +264,11 @@ var (
 	bytesDesc     = desc("memory_bytes", "The memory in use for entries, index and bookkeeping, in bytes.")
 	hugeDesc      = desc("memory_huge_bytes", "The part of the memory that the kernel has put on huge pages, in bytes.")
 	hotDesc       = desc("hot_capacity", "The number of elements that the hot tier has room for.")
+	keptDesc      = desc("reload_kept_entries", "The number of elements that the last reload has left in the cache.")
 	boundDesc     = desc("memory_limit_bytes", "The most that memory_bytes can become.")
 
 	descs = []*prometheus.Desc{entriesDesc, requestsDesc, hitsDesc, missesDesc, dropsDesc, evictionsDesc,
-		staleDesc, prefetchDesc, coalescedDesc, letGoDesc, waitingDesc, tierDesc, wayDesc, promotedDesc, demotedDesc, bytesDesc, boundDesc, hugeDesc, hotDesc}
+		staleDesc, prefetchDesc, coalescedDesc, letGoDesc, waitingDesc, tierDesc, wayDesc, promotedDesc, demotedDesc, bytesDesc, boundDesc, hugeDesc, hotDesc, keptDesc}
 
 	classNames = [classes]string{"success", "denial"}
 )
@@ -305,6 +307,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(boundDesc, st.bound())
 		gauge(hugeDesc, st.hugeBytes())
 		gauge(hotDesc, st.hotCapacity())
+		gauge(keptDesc, st.kept.Load())
 		gauge(waitingDesc, o.flights.waiting.Load())
 	}
 }

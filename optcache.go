@@ -10,7 +10,7 @@
 // front needs a message (neutral.go). A miss goes on to the next plugin with a writer (writer.go)
 // that decides what of the response is kept (admit.go) and inserts it; requests for the same miss
 // wait for one (flight.go). What expires is refreshed in refresh.go. The policy (slru.go,
-// climber.go) says what goes for it.
+// climber.go) says what goes for it. A reload hands the store on (reload.go).
 package optcache
 
 import (
@@ -74,6 +74,11 @@ type Optcache struct {
 	except    [classes]zoneSet // zones whose answers are not cached
 	bypass    zoneSet          // zones that some plugin wants to be asked for each time
 
+	place      place // of the server block; start, stop and reload go by it
+	generation int   // of the Corefile
+	successor  *Optcache
+	stopped    atomic.Bool
+
 	store   *store
 	flights flights
 	view    string
@@ -107,7 +112,7 @@ type zoneBypasser interface {
 	CacheBypassZones() []string
 }
 
-// start allocates the store. It runs once the server block is complete: view is the block's
+// start gives the instance its store. It runs once the server block is complete: view is the block's
 // view, handlers are its plugins in the order in which they are called.
 func (o *Optcache) start(view string, handlers []plugin.Handler) error {
 	var bypass []string
@@ -119,11 +124,9 @@ func (o *Optcache) start(view string, handlers []plugin.Handler) error {
 	o.bypass = newZoneSet(bypass)
 	o.front = inspect(handlers)
 	o.view = view
-	st, err := newStore(plan(&o.options))
-	if err != nil {
+	if err := o.takeOver(); err != nil {
 		return err
 	}
-	o.store = st
 	if o.clock == nil {
 		coarse.acquire()
 		o.clock = coarse.read
@@ -134,15 +137,15 @@ func (o *Optcache) start(view string, handlers []plugin.Handler) error {
 	return nil
 }
 
-// stop gives back the memory that start took. Requests that are still under way find nothing. It
-// is harmless when start was not called.
+// stop hands the store over to the instance that a reload has put in place of this one, or gives its memory
+// back. Requests that are still under way may then find nothing. It is harmless when start was not called.
 func (o *Optcache) stop() error {
-	if o.store == nil {
+	if o.store == nil || o.stopped.Swap(true) {
 		return nil
 	}
 	closeLanes(o)
 	instances.remove(o)
-	o.store.close()
+	o.handOver()
 	if o.ticks {
 		o.ticks = false
 		o.unclock.Stop()

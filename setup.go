@@ -87,8 +87,11 @@ func setup(c *caddy.Controller) error {
 		if !inChain { // no server was made of this block: nobody would use the memory
 			return nil
 		}
+		o.place = placeOf(c, cfg)
 		return o.start(cfg.ViewName, cfg.Handlers())
 	})
+	c.OnRestart(instances.nextGeneration)
+	c.OnRestartFailed(func() error { return instances.forget(o) })
 	c.OnShutdown(func() error { return o.stop() })
 	if opts.fast.on {
 		return setupFast(c, o)

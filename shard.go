@@ -148,23 +148,27 @@ func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) bool 
 		return true
 	}
 	id := s.entry.node()
-	n := &sh.policy.nodes[id]
-	if n.segment == probationary {
+	if sh.policy.nodes[id].segment == probationary {
 		sh.policy.protect(id)
 	}
-	if n.hot || s.entry.size > hotSlotWords-1 {
-		return true
+	sh.heat(&s.key, slot, now)
+	return true
+}
+
+// heat puts a copy of the record of k that slot points at into the hot tier, if that has room for it.
+func (sh *shard) heat(k *key, slot int, now int64) {
+	record, _ := sh.record(sh.index.Load(slot))
+	e := loadEntry(record)
+	n := &sh.policy.nodes[e.node()]
+	if n.hot || e.size > hotSlotWords-1 || e.remaining(now) <= 0 || sh.hasOther(k, slot) {
+		return
 	}
-	if s.entry.remaining(now) <= 0 || sh.hasOther(&s.key, slot) {
-		return true
-	}
-	if to, ok := sh.hot.claim(s.entry.hash, now); ok {
+	if to, ok := sh.hot.claim(e.hash, now); ok {
 		sh.cool(to)
-		sh.hot.put(to, s.entry.hash, record[:s.entry.size])
+		sh.hot.put(to, e.hash, record[:e.size])
 		n.hot = true
 		sh.ev.promoted[tierHot]++
 	}
-	return true
 }
 
 // cool empties a slot of the hot tier and tells the policy.
@@ -205,19 +209,33 @@ func (sh *shard) locate(k *key, kind recordFlags) (slot int, ok bool) {
 	}
 }
 
-// hasOther reports whether k has a record beside the one that slot points at. For the writer only.
-func (sh *shard) hasOther(k *key, slot int) bool {
+// each calls do with the records of k until it returns false. For the writer only.
+func (sh *shard) each(k *key, do func(slot int, e *entry) bool) {
 	var cur index.Cursor
 	for {
 		i, s, ok := sh.index.Next(&cur, k.hash)
 		if !ok {
-			return false
+			return
 		}
 		w, _ := sh.record(s)
-		if e := loadEntry(w); i != slot && e.hasKey(w, k) {
-			return true
+		if e := loadEntry(w); e.hasKey(w, k) && !do(i, &e) {
+			return
 		}
 	}
+}
+
+// hasOther reports whether k has a record beside the one that slot points at. For the writer only.
+func (sh *shard) hasOther(k *key, slot int) (found bool) {
+	sh.each(k, func(i int, _ *entry) bool {
+		found = i != slot
+		return !found
+	})
+	return found
+}
+
+// expiry is when the policy takes an entry with an answer of that time and TTL as dead.
+func (sh *shard) expiry(stored int64, ttl uint32) uint32 {
+	return uint32(max(stored/1e9+int64(ttl)+min(sh.stale, maxStaleKept), 0))
 }
 
 // supersede drops the records of s.key that have nothing left to say beside e, which is about to
@@ -253,7 +271,7 @@ func (sh *shard) insert(s *scratch, e *entry, now int64) bool {
 	if !ok {
 		return false
 	}
-	expires := second(now) + e.ttl + uint32(min(sh.stale, maxStaleKept))
+	expires := sh.expiry(now, e.ttl)
 
 	slot, old := sh.locate(&s.key, kind)
 	var id uint32

@@ -95,6 +95,7 @@ type slru struct {
 	classes [classes]division
 	ledger  ledger
 	climber *climber
+	still   bool // nothing ages: what comes in has been elsewhere, and nobody could ask for it meanwhile
 }
 
 // division is what the policy keeps for one class of answers.
@@ -272,6 +273,9 @@ func (p *slru) accessed(id uint32) bool {
 
 // age takes the accesses of the next few nodes.
 func (p *slru) age() {
+	if p.still {
+		return
+	}
 	for range min(ageing, len(p.nodes)) {
 		if p.ager++; p.ager >= uint32(len(p.nodes)) {
 			p.ager = 0
@@ -299,6 +303,26 @@ func (p *slru) move(id uint32, to segment) {
 	if to != from {
 		p.ledger.moved(n, from)
 	}
+}
+
+// least returns the entry that matters least, or none when there are no more: of those without a copy in the hot
+// tier the oldest one in the window, then in the probationary and the protected segment; then one of those with a
+// copy. It is for emptying the policy: entries with a copy are set aside in the segment free.
+func (p *slru) least() uint32 {
+	for _, s := range [...]segment{window, probationary, protected, free} {
+		for c := range p.classes {
+			l := &p.classes[c].segments[s]
+			for l.tail != none && p.nodes[l.tail].hot && s != free {
+				id := l.tail
+				p.unlink(id)
+				p.push(id, free)
+			}
+			if l.tail != none {
+				return l.tail
+			}
+		}
+	}
+	return none
 }
 
 func (p *slru) push(id uint32, s segment) {

@@ -3,6 +3,7 @@ package optcache
 import (
 	"hash/maphash"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 
 	"github.com/optcache/optcache/plugin/pkg/arena"
@@ -54,6 +55,12 @@ type store struct {
 	shards  []shard
 	climber *climber
 
+	users  atomic.Int32          // instances that use it: see reload.go
+	from   atomic.Pointer[store] // whose answers are moving here
+	rules  *rules                // for those
+	moving sync.Mutex            // held while they do
+	kept   atomic.Int64          // how many answers the last reload has left
+
 	// The memories are kept here because their words are unmapped when they are not.
 	data, slots, hot, states *arena.Memory
 }
@@ -61,6 +68,7 @@ type store struct {
 // newStore allocates a store. It fails when the system has not got the memory.
 func newStore(z sizes) (*store, error) {
 	st := &store{sizes: z, seed: maphash.MakeSeed(), shards: make([]shard, z.shards)}
+	st.users.Store(1)
 	st.climber = newClimber(z.entries(), z.autoHot)
 	dataPieces := z.shards * (z.pieces[success] + z.pieces[denial])
 	slotWords := z.buckets * index.SlotsPerBucket
@@ -148,6 +156,20 @@ func (st *store) close() {
 	}
 }
 
+// discard gives back the memory of an emptied shard's records.
+func (st *store) discard(sh *shard) {
+	for c := range sh.regions {
+		r := &sh.regions[c]
+		area := 0
+		if class(c) == denial {
+			area = st.sizes.shards * st.pieces[success] * pieceWords
+		}
+		for at := r.first; at < len(r.words); at += r.stride {
+			st.data.ZeroPart(area+at, pieceWords)
+		}
+	}
+}
+
 // len returns the number of entries of a class. It takes no lock.
 func (st *store) len(c class) (n int64) {
 	for i := range st.shards {
@@ -155,6 +177,9 @@ func (st *store) len(c class) (n int64) {
 	}
 	return n
 }
+
+// total returns the number of entries.
+func (st *store) total() int64 { return st.len(success) + st.len(denial) }
 
 // bytes returns the memory in use: what is fixed and the records.
 func (st *store) bytes() int64 {
@@ -199,9 +224,18 @@ func (st *store) shard(hash uint64) *shard { return &st.shards[hash&uint64(len(s
 // there is one. It takes no lock and allocates nothing, unless the answer is larger than the
 // buffers of s; the access that makes an entry popular tries for the lock and promotes it.
 func (st *store) lookup(s *scratch, now int64) bool {
-	hit := st.find(s, now)
+	hit := st.search(s, now)
 	st.counted(s, hit)
 	return hit
+}
+
+// search is find, and looks for what has not arrived yet where it is.
+func (st *store) search(s *scratch, now int64) bool {
+	if st.find(s, now) {
+		return true
+	}
+	from := st.from.Load()
+	return from != nil && st.findFrom(from, s, now)
 }
 
 // counted lets the climber know of a lookup, in time.
@@ -227,7 +261,7 @@ func (st *store) touch(hash uint64) {
 	}
 }
 
-// find is lookup, but for the counting.
+// find is lookup in the store alone, and without the counting.
 func (st *store) find(s *scratch, now int64) bool {
 	sh := st.shard(s.key.hash)
 	if sh.hot.lookup(s, now) {

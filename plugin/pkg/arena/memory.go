@@ -61,9 +61,12 @@ func (m *Memory) Words() []uint64 { return m.words }
 // Bytes is the size of the memory: the size asked for, rounded up to whole pages.
 func (m *Memory) Bytes() int64 { return int64(len(m.words)) * 8 }
 
-// storeZeros is Zero where no page can be given back.
-func (m *Memory) storeZeros() {
-	for i := range m.words {
-		atomic.StoreUint64(&m.words[i], 0)
+// Zero is ZeroPart of all words.
+func (m *Memory) Zero() { m.ZeroPart(0, len(m.words)) }
+
+// storeZeros is ZeroPart where no page can be given back.
+func (m *Memory) storeZeros(from, n int) {
+	for i := range m.words[from:][:n] {
+		atomic.StoreUint64(&m.words[from+i], 0)
 	}
 }

@@ -25,6 +25,6 @@ func (m *Memory) reserve(size int) (err error) {
 	return nil
 }
 
-// Zero sets every word to zero. Goroutines that load atomically meanwhile see
-// the old word or zero. No store may run beside it: it could survive.
-func (m *Memory) Zero() { m.storeZeros() }
+// ZeroPart sets n words to zero. Goroutines that load atomically meanwhile see
+// the old word or zero. No store to them may run beside it: it could survive.
+func (m *Memory) ZeroPart(from, n int) { m.storeZeros(from, n) }

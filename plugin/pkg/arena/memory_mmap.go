@@ -25,13 +25,13 @@ func unmap(data []byte) {
 	_ = unix.Munmap(data)
 }
 
-// Zero sets every word to zero and, on Linux, gives the pages back to the
-// kernel. Goroutines that load atomically meanwhile see the old word or zero.
-// No store may run beside it: it could survive.
-func (m *Memory) Zero() {
-	data := unsafe.Slice((*byte)(unsafe.Pointer(&m.words[0])), len(m.words)*8)
-	if !discard(data) {
-		m.storeZeros()
+// ZeroPart sets n words, 1 or more, to zero and, on Linux, gives their pages back to
+// the kernel, if they are whole ones. Goroutines that load atomically meanwhile see the
+// old word or zero. No store to them may run beside it: it could survive.
+func (m *Memory) ZeroPart(from, n int) {
+	part := m.words[from:][:n]
+	if !discard(unsafe.Slice((*byte)(unsafe.Pointer(&part[0])), n*8)) {
+		m.storeZeros(from, n)
 	}
 	runtime.KeepAlive(m)
 }

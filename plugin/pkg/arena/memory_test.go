@@ -88,7 +88,7 @@ func TestStoreZeros(t *testing.T) {
 	t.Parallel()
 	m := mustMemory(t, 1<<16)
 	storeAll(m, 7)
-	m.storeZeros()
+	m.storeZeros(0, len(m.words))
 	checkWords(t, m, 0)
 }
 
