@@ -133,7 +133,9 @@ func (e *encoder) record(r *Record) ([]byte, error) {
 		tag uint64
 		set bool
 	}{{tagDO, r.DO}, {tagCD, r.CD}, {tagProtected, r.Protected}, {tagHot, r.Hot}} {
-		x = appendVarint(x, flag.tag, protowire.EncodeBool(flag.set))
+		if flag.set {
+			x = appendVarint(x, flag.tag, 1)
+		}
 	}
 	x = appendVarint(x, tagAccesses, uint64(r.Accesses))
 	x = appendVarint(x, tagFrequency, uint64(r.Frequency))
@@ -356,6 +358,10 @@ type field struct {
 
 // next returns the first field of a message, and what follows it.
 func next(b []byte) (f field, rest []byte, ok bool) {
+	// Tags and numbers of one byte, which most are.
+	if len(b) > 1 && b[0] >= 1<<3 && b[0] < 0x80 && b[0]&7 == byte(protowire.VarintType) && b[1] < 0x80 {
+		return field{tag: uint64(b[0]), value: uint64(b[1])}, b[2:], true
+	}
 	num, typ, n := protowire.ConsumeTag(b)
 	if n < 0 {
 		return f, nil, false
