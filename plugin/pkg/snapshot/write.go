@@ -13,7 +13,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// level is how hard the encoder tries.
+// level is how hard the encoder tries. For BenchmarkWrite's records, the next one makes the file 4% smaller
+// and takes 1.8 times as long.
 const level = zstd.SpeedFastest
 
 // window is the size in bytes of what the encoder looks back at; its memory is a small multiple of that.
