@@ -91,8 +91,15 @@ func (c *climber) startFrom(other *climber) {
 	other.mu.Lock()
 	at := other.windowHill.at
 	other.mu.Unlock()
-	c.windowHill.at = at
-	c.window.Store(int64(at))
+	c.goOnFrom(at)
+}
+
+// goOnFrom makes the climb go on from a share of the window.
+func (c *climber) goOnFrom(at float64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.windowHill.at = min(max(at, leastWindow), mostWindow)
+	c.window.Store(int64(c.windowHill.at))
 }
 
 // windowShare returns the window's share of the capacity, per mille.

@@ -275,7 +275,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range slices.Concat(descs, laneDescs) {
+	for _, d := range slices.Concat(descs, laneDescs, snapshotDescs) {
 		ch <- d
 	}
 }
@@ -308,6 +308,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(hugeDesc, st.hugeBytes())
 		gauge(hotDesc, st.hotCapacity())
 		gauge(keptDesc, st.kept.Load())
+		o.keeper.collect(ch, l)
 		gauge(waitingDesc, o.flights.waiting.Load())
 	}
 }

@@ -10,7 +10,8 @@
 // front needs a message (neutral.go). A miss goes on to the next plugin with a writer (writer.go)
 // that decides what of the response is kept (admit.go) and inserts it; requests for the same miss
 // wait for one (flight.go). What expires is refreshed in refresh.go. The policy (slru.go,
-// climber.go) says what goes for it. A reload hands the store on (reload.go).
+// climber.go) says what goes for it. A reload hands the store on (reload.go),
+// a restart finds it in a file (persist.go).
 package optcache
 
 import (
@@ -42,6 +43,7 @@ type options struct {
 	stale    staleOptions
 	coalesce coalesceOptions
 	fast     fastOptions
+	file     fileOptions
 	explain  bool // ede: say in the reply why an answer is stale or a failure
 
 	hotPercentage      int   // share of the capacity for the hot tier, 0 to 50, or hotAuto
@@ -76,8 +78,10 @@ type Optcache struct {
 
 	place      place // of the server block; start, stop and reload go by it
 	generation int   // of the Corefile
+	forerunner bool  // another instance's answers have been taken over
 	successor  *Optcache
 	stopped    atomic.Bool
+	keeper     *keeper // nil: no file
 
 	store   *store
 	flights flights
@@ -134,6 +138,9 @@ func (o *Optcache) start(view string, handlers []plugin.Handler) error {
 		o.ticks = true
 	}
 	instances.add(o)
+	if o.file.path != "" {
+		o.startKeeping(!o.forerunner)
+	}
 	return nil
 }
 
@@ -145,7 +152,11 @@ func (o *Optcache) stop() error {
 	}
 	closeLanes(o)
 	instances.remove(o)
-	o.handOver()
+	heir := instances.heir(o)
+	if o.keeper != nil {
+		o.keeper.stop(heir)
+	}
+	o.handOver(heir)
 	if o.ticks {
 		o.ticks = false
 		o.unclock.Stop()

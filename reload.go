@@ -48,6 +48,7 @@ func (o *options) sameAnswers(other *options) bool {
 func (o *Optcache) takeOver() error {
 	z := plan(&o.options)
 	from := instances.forerunner(o)
+	o.forerunner = from != nil
 	if from != nil && from.store.sizes == z && from.sameAnswers(&o.options) {
 		o.store = from.store
 		o.store.users.Add(1)
@@ -72,16 +73,17 @@ func (o *Optcache) takeOver() error {
 
 // handOver ends the instance's use of its store. If a reload has put another instance in its place, the answers
 // go there; otherwise, when nobody else uses the store, its memory is given back.
-func (o *Optcache) handOver() {
-	heir := instances.heir(o)
+func (o *Optcache) handOver(heir *Optcache) {
 	last := o.store.users.Add(-1) == 0
 	switch {
 	case heir != nil && heir.store == o.store:
 		log.Infof("The reload has kept %d answers", heir.store.total())
+		heir.keeper.wake()
 	case heir != nil && heir.store.from.Load() == o.store && last:
 		go func() {
 			n := heir.store.moveIn(heir.clock)
 			log.Infof("The reload has kept %d answers, and moved them to a cache of another make", n)
+			heir.keeper.wake()
 		}()
 		return
 	case instances.reloading(o):

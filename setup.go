@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -170,7 +171,7 @@ func stockTokens(d caddyfile.Dispenser) (tokens []caddyfile.Token, dropped []str
 		switch name := d.Val(); name {
 		case "use_optimized_cache":
 			d.RemainingArgs()
-		case "hot_cache_percentage", "hot_cache_promotion_threshold", "cache_line_optimization", "max_memory", "coalesce", "ede", "fastpath":
+		case "hot_cache_percentage", "hot_cache_promotion_threshold", "cache_line_optimization", "max_memory", "coalesce", "ede", "fastpath", "cache_file_path":
 			d.RemainingArgs()
 			dropped = append(dropped, name)
 		default:
@@ -272,6 +273,8 @@ func parse(c *caddy.Controller) (opts options, optimized bool, err error) {
 			err = coalesceArgs(c, &opts.coalesce)
 		case "fastpath":
 			err = fastArgs(c, &opts.fast)
+		case "cache_file_path":
+			err = fileArgs(c, &opts.file)
 		case "ede":
 			opts.explain, err = switchArg(c)
 		default:
@@ -488,6 +491,42 @@ func fastArgs(c *caddy.Controller, o *fastOptions) error {
 	}
 	return err
 }
+
+// snapshotFiles is what a Corefile's snapshot files are stored under, by path: the keys of their server blocks.
+type snapshotFiles map[string]string
+
+// fileArgs reads PATH [INTERVAL].
+func fileArgs(c *caddy.Controller, o *fileOptions) error {
+	words, err := args(c, 1, 2)
+	if err != nil {
+		return err
+	}
+	if o.path, err = filepath.Abs(words[0]); err != nil {
+		return c.Errf("cache_file_path: %q: %v", words[0], err)
+	}
+	o.interval = 5 * time.Minute
+	if len(words) > 1 {
+		if o.interval, err = durationUpTo(c, "cache_file_path INTERVAL", words[1], math.MaxInt64); err != nil {
+			return err
+		}
+		if o.interval > 0 && o.interval < time.Second {
+			return c.Errf("cache_file_path INTERVAL: %q is less than 1s", words[1])
+		}
+	}
+	files, _ := c.Get(snapshotFiles{}.key()).(snapshotFiles)
+	if files == nil {
+		files = make(snapshotFiles)
+		c.Set(files.key(), files)
+	}
+	block := strings.Join(c.ServerBlockKeys, " ")
+	if other, taken := files[o.path]; taken && other != block {
+		return c.Errf("cache_file_path: %q is the file of another server block, %s", words[0], other)
+	}
+	files[o.path] = block
+	return nil
+}
+
+func (snapshotFiles) key() string { return pluginName + " snapshot files" }
 
 // hotPercentageArg reads the hot tier's share of the capacity.
 func hotPercentageArg(c *caddy.Controller) (int, error) {

@@ -325,6 +325,22 @@ func (p *slru) least() uint32 {
 	return none
 }
 
+// order appends the nodes to ids in the order in which least would take them.
+func (p *slru) order(ids []uint32) []uint32 {
+	for _, hot := range []bool{false, true} {
+		for _, s := range [...]segment{window, probationary, protected} {
+			for c := range p.classes {
+				for id := p.classes[c].segments[s].tail; id != none; id = p.nodes[id].prev {
+					if p.nodes[id].hot == hot {
+						ids = append(ids, id)
+					}
+				}
+			}
+		}
+	}
+	return ids
+}
+
 func (p *slru) push(id uint32, s segment) {
 	n := &p.nodes[id]
 	l := &p.classes[n.class].segments[s]

@@ -191,10 +191,8 @@ func (w *writer) keep(res *dns.Msg, c class, ttl uint32, wildcard string, now in
 	e.supersedes = w.detached
 	if w.o.stale.preferPositive {
 		e.supersedes = c == success && answersQuestion(res)
-		if e.supersedes && w.o.stale.upTo >= time.Second {
-			e.flags |= flagAnswers
-		}
 	}
+	e.flags |= w.o.marks(res, c)
 	body, ok := s.pack(res, &e)
 	if !ok {
 		return false
@@ -203,6 +201,14 @@ func (w *writer) keep(res *dns.Msg, c class, ttl uint32, wildcard string, now in
 	w.replaced = ok && e.flags.kind() == w.served
 	w.server.addEvents(s)
 	return ok
+}
+
+// marks returns flagAnswers for a response that goes before all others.
+func (o *Optcache) marks(res *dns.Msg, c class) recordFlags {
+	if o.stale.preferPositive && o.stale.upTo >= time.Second && c == success && answersQuestion(res) {
+		return flagAnswers
+	}
+	return 0
 }
 
 // wildcard returns the name of the wildcard that the response was made from, if a plugin says so.

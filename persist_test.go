@@ -1,0 +1,197 @@
+package optcache
+
+import (
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/snapshot"
+)
+
+// This file is about what a restart finds in a file: instances that end, and others that start from what they have left.
+// The file itself is tested in plugin/pkg/snapshot, a server that is restarted in test/persist_test.go.
+
+// fromFile returns an instance that is kept in a file, when it has read it. Its clock stands where it was told.
+func fromFile(tb testing.TB, path string, o options, next plugin.Handler, now int64) *Optcache {
+	tb.Helper()
+	o.file = fileOptions{path: path}
+	h := newOptcache(o)
+	h.Next = next
+	var clock atomic.Int64
+	clock.Store(now)
+	h.clock = clock.Load
+	if err := h.start(tb.Name(), []plugin.Handler{h}); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { h.stop() })
+	for h.keeper.partial.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	return h
+}
+
+func TestRestartFindsTheAnswers(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "answers")
+	up := new(census)
+	o := roomFor(sizedOptions(4096))
+	o.prefetch = prefetchOptions{amount: 100, gap: time.Minute, percentage: 10}
+	h := fromFile(t, path, o, up, 5e9)
+	ctx := serverContext(t)
+	names := reloadNames(400)
+	for i, name := range names {
+		for range 1 + i%8 {
+			answer(t, ctx, h, asking(name, dns.TypeA))
+		}
+	}
+	signed := asking("signed.example.org.", dns.TypeA).SetEdns0(1232, true)
+	signed.CheckingDisabled = true
+	answer(t, ctx, h, signed)
+	asked := up.asked.Load()
+	hot := map[string]bool{}
+	for _, name := range names {
+		tier, _ := tierOf(h, name)
+		hot[name] = tier == tierHot
+	}
+	h.stop()
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v", info, err)
+	}
+
+	h = fromFile(t, path, o, up, 77e9) // another process has another clock
+	if n := h.keeper.loaded.Load(); n != int64(len(names))+1 {
+		t.Errorf("%d answers were read, want %d", n, len(names)+1)
+	}
+	stayed, were := 0, 0
+	for _, name := range names {
+		if hot[name] {
+			were++
+			if tier, _ := tierOf(h, name); tier == tierHot {
+				stayed++
+			}
+		}
+	}
+	if were < 75 || stayed < were*3/4 {
+		t.Errorf("%d of %d are still in the hot tier", stayed, were)
+	}
+	for _, name := range names {
+		m := answer(t, ctx, h, asking(name, dns.TypeA))
+		if (m.Rcode == dns.RcodeNameError) != (name[:2] == "no") {
+			t.Fatalf("%v", m)
+		}
+		if name[:2] != "no" && m.Answer[0].Header().Ttl < 3590 {
+			t.Errorf("%v", m.Answer[0])
+		}
+	}
+	answer(t, ctx, h, signed)
+	if n := up.asked.Load() - asked; n != 0 {
+		t.Errorf("%d upstream queries for names that were alive", n)
+	}
+	answer(t, ctx, h, asking("signed.example.org.", dns.TypeA))
+	if n := up.asked.Load() - asked; n != 1 {
+		t.Error("an answer with DO and CD is one without")
+	}
+}
+
+// What is read goes through the door of an answer from the network.
+func TestWhatIsReadIsAdmitted(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	response := func(change func(*dns.Msg)) []byte {
+		m := asking("host.example.org.", dns.TypeA)
+		m.Response = true
+		m.Answer = parsed("host.example.org. 300 IN A 192.0.2.1")
+		change(m)
+		b, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	good := response(func(*dns.Msg) {})
+	for name, c := range map[string]struct {
+		record snapshot.Record
+		want   refusal
+		ttl    uint32
+	}{
+		"good":         {record: snapshot.Record{Response: good, Stored: now}, ttl: 60},
+		"older":        {record: snapshot.Record{Response: good, Stored: now.Add(-50 * time.Second)}, ttl: 10},
+		"a bit ahead":  {record: snapshot.Record{Response: good, Stored: now.Add(time.Second)}, ttl: 60},
+		"future":       {record: snapshot.Record{Response: good, Stored: now.Add(time.Hour)}, want: refusedFuture},
+		"expired":      {record: snapshot.Record{Response: good, Stored: now.Add(-time.Hour)}, want: refusedExpired},
+		"no message":   {record: snapshot.Record{Response: []byte("no message"), Stored: now}, want: refusedMalformed},
+		"query":        {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Response = false }), Stored: now}, want: refusedMalformed},
+		"no question":  {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Question = nil }), Stored: now}, want: refusedMalformed},
+		"cut off":      {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Truncated = true }), Stored: now}, want: refusedMalformed},
+		"refused":      {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Rcode = dns.RcodeRefused }), Stored: now}, want: refusedMalformed},
+		"no TTL":       {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Answer[0].Header().Ttl = 0 }), Stored: now}, want: refusedExpired},
+		"another zone": {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Question[0].Name, m.Answer[0].Header().Name = "a.example.net.", "a.example.net." }), Stored: now}, want: refusedZone},
+		"not cached": {record: snapshot.Record{Response: response(func(m *dns.Msg) {
+			m.Question[0].Name, m.Answer[0].Header().Name = "a.no.example.org.", "a.no.example.org."
+		}), Stored: now}, want: refusedZone},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := roomFor(sizedOptions(4096))
+			o.zones, o.success.except = []string{"example.org."}, []string{"no.example.org."}
+			o.success.maxTTL = time.Minute
+			up := new(census)
+			h := startNamed(t, t.Name(), o, up)
+			h.clock = func() int64 { return 0 }
+			if got := h.readmit(newScratch(), new(dns.Msg), &c.record, h.clock(), now); got != c.want {
+				t.Fatalf("refused as %q, want %q", refusalNames[got], refusalNames[c.want])
+			}
+			if c.want != refusedNot {
+				if n := h.store.total(); n != 0 {
+					t.Errorf("%d entries", n)
+				}
+				return
+			}
+			m := answer(t, serverContext(t), h, asking("host.example.org.", dns.TypeA))
+			if got := m.Answer[0].Header().Ttl; got != c.ttl || up.asked.Load() != 0 {
+				t.Errorf("TTL %d, want %d; %d queries", got, c.ttl, up.asked.Load())
+			}
+		})
+	}
+}
+
+// Files that are none, or not any more, cost a line in the log, and the server serves.
+func TestBadFilesStartEmpty(t *testing.T) {
+	t.Parallel()
+	up := new(census)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "answers")
+	h := fromFile(t, path, roomFor(sizedOptions(4096)), up, 0)
+	ctx := serverContext(t)
+	for _, name := range reloadNames(100) {
+		answer(t, ctx, h, asking(name, dns.TypeA))
+	}
+	h.stop()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := append([]byte(nil), whole...)
+	flipped[len(flipped)/2] ^= 4
+	for name, content := range map[string][]byte{"empty": {}, "text": []byte("not a snapshot"), "cut": whole[:len(whole)*2/3], "flipped": flipped} {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		h := fromFile(t, p, roomFor(sizedOptions(4096)), up, 0)
+		if h.keeper.failed.Load() != 1 {
+			t.Errorf("%s: %d failures", name, h.keeper.failed.Load())
+		}
+		answer(t, ctx, h, asking("host-0.example.org.", dns.TypeA))
+	}
+	folder := fromFile(t, dir, roomFor(sizedOptions(4096)), up, 0)
+	answer(t, ctx, folder, asking("host-0.example.org.", dns.TypeA))
+	folder.stop()
+	if n := folder.keeper.failed.Load(); n != 2 { // read and write
+		t.Errorf("a folder: %d failures", n)
+	}
+}

@@ -1,0 +1,87 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// A restart finds in the file what was there before: after SIGTERM, with the snapshot of the end; after SIGKILL, with
+// the last one. dnstap-read shows what is in the file.
+func TestRestartKeepsAnswers(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t)
+	path := filepath.Join(t.TempDir(), "answers.zst")
+	corefile := block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache {\n\t\tcache_file_path "+path+" 1s\n\t}")
+	const names = 300
+	name := func(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
+	askAll := func(s *server) {
+		t.Helper()
+		send := overUDP(s.addr("dns"))
+		for i := range names {
+			ask(t, send, query(name(i), dns.TypeA))
+		}
+	}
+	s := start(t, corefile)
+	askAll(s)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		eventually(t, func() error {
+			if n := sum(t, s.addr("metrics"), "coredns_optcache_snapshot_entries"); n != names {
+				return fmt.Errorf("%v answers in the snapshot", n)
+			}
+			return nil
+		})
+		s.stopped = true
+		s.signal(sig)
+		<-s.exited
+		s = start(t, corefile)
+		if !s.waitFor(fmt.Sprintf("Has read %d answers", names)) {
+			t.Fatal("the answers have not been read")
+		}
+		askAll(s)
+		if n := sum(t, s.addr("metrics"), "coredns_optcache_snapshot_loaded_entries"); n != names {
+			t.Errorf("/metrics tells of %v answers that were read", n)
+		}
+	}
+	for i := range names {
+		if n := u.count(name(i), dns.TypeA); n != 1 {
+			t.Fatalf("the upstream was asked %d times for %s", n, name(i))
+		}
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	for _, tool := range []string{"zstd", "dnstap-read"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("no %s here", tool)
+		}
+	}
+	out, err := exec.Command("bash", "-c", "zstd -dc "+path+" | dnstap-read /dev/stdin").CombinedOutput()
+	if err != nil || strings.Count(string(out), "host-") < names {
+		t.Errorf("%v: %d lines: %.500s", err, strings.Count(string(out), "\n"), out)
+	}
+}
+
+// Two blocks with one file are an error that names it.
+func TestOneFileForTwoBlocks(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "answers")
+	conf := filepath.Join(t.TempDir(), "Corefile")
+	one := "%s:0 {\n\tbind 127.0.0.1\n\toptcache {\n\t\tcache_file_path " + path + "\n\t}\n\twhoami\n}\n"
+	if err := os.WriteFile(conf, []byte(fmt.Sprintf(one, "example.org")+fmt.Sprintf(one, "example.net")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), bin, "-conf", conf)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), conf+":11") || !strings.Contains(string(out), path) {
+		t.Errorf("%v: %s", err, out)
+	}
+}
