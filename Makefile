@@ -2,6 +2,7 @@
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+IMAGE   ?= coredns-optcache
 
 # The race detector goes through what this project wrote, not through all of CoreDNS.
 RACE_PKGS = . ./plugin/... ./cmd/coredns/internal/...
@@ -79,6 +80,10 @@ difftest: ## optcache beside CoreDNS's cache for STEPS random steps; SEED=n repe
 .PHONY: soak
 soak: ## a server between clients and faulty upstreams, for SOAK
 	OPTCACHE_SOAK=$(SOAK) $(GO) test -count 1 -run '^TestSoak$$' -timeout 0 -v ./test
+
+.PHONY: image
+image: build ## a container image, IMAGE=name:tag; needs buildah: apt-get install buildah libcap2-bin
+	deploy/image.sh $(IMAGE)
 
 .PHONY: clean
 clean: ## remove what build made

@@ -132,6 +132,12 @@ func TestParseAccepts(t *testing.T) {
 		{"fastpath with workers", block("keepttl", "fastpath 1024"), func(o *options) {
 			o.keepTTL, o.fast = true, fastOptions{on: true, workers: 1024, at: "Testfile:3"}
 		}},
+		{"cache_file_path", block("cache_file_path /var/lib/optcache/answers"), func(o *options) {
+			o.file = fileOptions{path: "/var/lib/optcache/answers", interval: 5 * time.Minute}
+		}},
+		{"cache_file_path with an interval", block("cache_file_path /var/lib/../lib/answers 0"), func(o *options) {
+			o.file = fileOptions{path: "/var/lib/answers"}
+		}},
 		{"coalesce off", block("coalesce off"), func(o *options) { o.coalesce.waiters = 0 }},
 		{"coalesce with waiters", block("coalesce 1"), func(o *options) { o.coalesce.waiters = 1 }},
 		{"coalesce with all", block("coalesce 1000000 1m"), func(o *options) {
@@ -286,6 +292,11 @@ func TestParseRefuses(t *testing.T) {
 		{"serve_stale_policy unknown", block("serve_stale", "serve_stale_policy newest"), 3, `serve_stale_policy,"newest"`},
 		{"serve_stale_policy alone", block("serve_stale_policy prefer_positive"), 2, "serve_stale_policy,serve_stale"},
 		{"serve_stale_policy twice", block("serve_stale_policy prefer_positive", "serve_stale_policy prefer_positive"), 3, "serve_stale_policy,twice"},
+		{"cache_file_path without a path", block("cache_file_path"), 2, `cache_file_path`},
+		{"cache_file_path with a word for an interval", block("cache_file_path /a often"), 2, `cache_file_path INTERVAL,"often"`},
+		{"cache_file_path too often", block("cache_file_path /a 10ms"), 2, `cache_file_path INTERVAL,"10ms"`},
+		{"cache_file_path before it began", block("cache_file_path /a -1s"), 2, `cache_file_path INTERVAL,"-1s"`},
+		{"cache_file_path with a word too many", block("cache_file_path /a 1m b"), 2, `cache_file_path,"b"`},
 		{"fastpath without workers", block("fastpath 0"), 2, `fastpath WORKERS,"0"`},
 		{"fastpath with too many", block("fastpath 1025"), 2, `fastpath WORKERS,"1025"`},
 		{"fastpath with a word", block("fastpath on"), 2, `fastpath WORKERS,"on"`},
