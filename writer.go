@@ -22,6 +22,7 @@ type writer struct {
 	ctx     context.Context
 	server  *server
 	key     key     // of the request
+	space   int     // the size of its largest reply, in bytes
 	ad      bool    // the client wants to know what is authenticated
 	purpose purpose // what the response is for
 
@@ -46,7 +47,7 @@ type writer struct {
 func (o *Optcache) newWriter(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, p purpose) *writer {
 	rw := &writer{ResponseWriter: w, o: o, ctx: ctx, server: srv, key: s.key, ad: wantsAD(r, opt), purpose: p}
 	rw.own.key = &rw.key
-	rw.own.space = replySpace(w, opt)
+	rw.space = replySpace(w, opt)
 	if p == forStale {
 		rw.served = s.entry.flags.kind()
 	}
@@ -101,7 +102,7 @@ func (w *writer) WriteMsg(res *dns.Msg) error {
 		if matches && res.Rcode <= int(flagRcode) {
 			w.o.flights.land(w.flight, landing{
 				outcome: answered, answer: res, ttl: ttl, stored: stored, kept: kept,
-				refreshed: w.refreshed, wildcard: wildcard, space: w.own.space,
+				refreshed: w.refreshed, wildcard: wildcard, space: w.space,
 			})
 		} else if !matches {
 			w.o.flights.land(w.flight, landing{outcome: failed, answer: res, rcode: dns.RcodeServerFailure})
