@@ -41,7 +41,7 @@ test-bench: ## vet and test bench/hitratio's peers
 
 .PHONY: race
 race: ## the tests of optcache's own packages under the race detector (needs a C compiler)
-	$(GO) test -race $(RACE_PKGS)
+	$(GO) test -race -timeout 40m $(RACE_PKGS)
 
 .PHONY: lint
 lint: fmt vet staticcheck ## fmt, vet and staticcheck
