@@ -266,7 +266,7 @@ func (sh *shard) newer(s *scratch, e *entry, since int64) (found bool) {
 	return found
 }
 
-// generations tells the instances of a running Corefile from those of one that is being loaded.
+// nextGeneration tells the instances that start from now on from those that run: a Corefile is being loaded.
 func (s *instanceSet) nextGeneration() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
