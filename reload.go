@@ -77,11 +77,17 @@ func (o *Optcache) handOver(heir *Optcache) {
 	last := o.store.users.Add(-1) == 0
 	switch {
 	case heir != nil && heir.store == o.store:
-		log.Infof("The reload has kept %d answers", heir.store.total())
+		if o.store.from.Load() == nil { // otherwise it is said when they have moved
+			log.Infof("The reload has kept %d answers", o.store.total())
+		}
 		heir.keeper.wake()
 	case heir != nil && heir.store.from.Load() == o.store && last:
+		// From now on: whoever wants to move them further has to wait.
+		heir.store.moving.Lock()
+		o.store.to.Store(heir.store)
 		go func() {
 			n := heir.store.moveIn(heir.clock)
+			heir.store.moving.Unlock()
 			log.Infof("The reload has kept %d answers, and moved them to a cache of another make", n)
 			heir.keeper.wake()
 		}()
@@ -132,7 +138,7 @@ func (r *rules) apply(e *entry, k *key) bool {
 
 // findFrom is find for what may not have arrived yet from another store.
 func (st *store) findFrom(from *store, s *scratch, now int64) bool {
-	if !from.search(s, now) {
+	if !from.findOrigin(s, now) {
 		return st.find(s, now) // it may have moved meanwhile
 	}
 	return st.rules.apply(&s.entry, &s.key) && s.entry.servable(now, st.stale)
@@ -140,10 +146,8 @@ func (st *store) findFrom(from *store, s *scratch, now int64) bool {
 
 // moveIn moves the answers of the store's forerunner here, those that matter least first, so that what has no
 // room makes room for what matters more. Memory that becomes free there is given back shard by shard. It returns
-// how many answers have been taken over.
+// how many answers have been taken over. The caller holds st.moving.
 func (st *store) moveIn(clock func() int64) (n int64) {
-	st.moving.Lock()
-	defer st.moving.Unlock()
 	from := st.from.Load()
 	// What is still on its way there has to arrive there first.
 	from.moving.Lock()

@@ -57,6 +57,7 @@ type store struct {
 
 	users  atomic.Int32          // instances that use it: see reload.go
 	from   atomic.Pointer[store] // whose answers are moving here
+	to     atomic.Pointer[store] // where the answers have gone
 	rules  *rules                // for those
 	moving sync.Mutex            // held while they do
 	kept   atomic.Int64          // how many answers the last reload has left
@@ -229,13 +230,24 @@ func (st *store) lookup(s *scratch, now int64) bool {
 	return hit
 }
 
-// search is find, and looks for what has not arrived yet where it is.
+// search is find, and looks for what is on its way from one store to another where it may be: requests of the last
+// generation end after the answers have moved on.
 func (st *store) search(s *scratch, now int64) bool {
-	if st.find(s, now) {
+	if st.findOrigin(s, now) {
 		return true
 	}
-	from := st.from.Load()
-	return from != nil && st.findFrom(from, s, now)
+	for to := st.to.Load(); to != nil; to = to.to.Load() {
+		if to.findOrigin(s, now) {
+			return true
+		}
+	}
+	return false
+}
+
+// findOrigin is find, and looks for what has not arrived yet where it is.
+func (st *store) findOrigin(s *scratch, now int64) bool {
+	from := st.from.Load() // before the search: afterwards all may have arrived
+	return st.find(s, now) || from != nil && st.findFrom(from, s, now)
 }
 
 // counted lets the climber know of a lookup, in time.
