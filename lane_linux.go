@@ -63,6 +63,10 @@ func openLane(s *dnsserver.Server, b *fastBlock) (err error) {
 	if err != nil {
 		return err
 	}
+	// CoreDNS does not wait for its servers to begin: by now this one may have been replaced.
+	if last := l.routes.Load(); r.over() || last != nil && last.generation() > r.generation() {
+		return nil
+	}
 	if r.slow.local, err = net.ResolveUDPAddr("udp", s.Addr[len(transport.DNS+"://"):]); err != nil {
 		return err
 	}
@@ -95,6 +99,21 @@ func closeLanes(o *Optcache) {
 // use reports whether o serves one of the routes.
 func (r *routes) use(o *Optcache) bool {
 	return slices.ContainsFunc(r.routes, func(rt route) bool { return rt.o == o })
+}
+
+// over reports whether the routes' generation has ended.
+func (r *routes) over() bool {
+	return r.workers == 0 || slices.ContainsFunc(r.routes, func(rt route) bool { return rt.o != nil && rt.o.stopped.Load() })
+}
+
+// generation returns the one that the routes are of.
+func (r *routes) generation() (n int) {
+	for i := range r.routes {
+		if o := r.routes[i].o; o != nil {
+			n = max(n, o.generation)
+		}
+	}
+	return n
 }
 
 // open opens the sockets, or those that are missing, starts their workers, and has the kernel give queries
