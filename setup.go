@@ -93,7 +93,14 @@ func setup(c *caddy.Controller) error {
 	})
 	c.OnRestart(instances.nextGeneration)
 	c.OnRestartFailed(func() error { return instances.forget(o) })
-	c.OnShutdown(func() error { return o.stop() })
+	// When the process ends, the server goes on serving for a while (health's lameduck), from this cache.
+	c.OnShutdown(func() error {
+		if !instances.reloading(o) {
+			return nil
+		}
+		return o.stop()
+	})
+	c.OnFinalShutdown(o.stop)
 	if opts.fast.on {
 		return setupFast(c, o)
 	}
