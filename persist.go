@@ -63,6 +63,11 @@ const (
 	// clockSlack is by how much a clock may have gone back since an answer came.
 	clockSlack = 2 * time.Second
 
+	// A snapshot is written in slices, with a pause after each: a query waits for one slice at the most, and the
+	// server has most of every core to itself. The last snapshot, when nothing is served any more, takes no pauses.
+	saveSlice = 500 * time.Microsecond
+	savePause = time.Millisecond
+
 	// snapshotRecords is how many records a file may have, in terms of the entries that there is room for, and
 	// snapshotBytes how long each may be on average.
 	snapshotRecords = 4
@@ -125,11 +130,7 @@ func (k *keeper) save() {
 		return
 	}
 	begun := time.Now()
-	stats, err := snapshot.Write(o.file.path, snapshot.Header{
-		Instance: clipped(strings.Join(o.zones, ","), snapshot.MaxInstance),
-		Written:  begun,
-		Extra:    binary.AppendUvarint(nil, uint64(o.store.climber.windowShare())),
-	}, o.records(begun))
+	stats, err := o.writeAnswers(begun, k.pause)
 	if err != nil {
 		k.failed.Add(1)
 		log.Errorf("No snapshot has been written (%s): %v", snapshot.Reason(err), err)
@@ -141,21 +142,43 @@ func (k *keeper) save() {
 	k.entries.Store(int64(stats.Records))
 }
 
+// pause lets queries go first, while the server serves.
+func (k *keeper) pause() {
+	select {
+	case <-k.quit:
+	case <-time.After(savePause):
+	}
+}
+
+// writeAnswers writes the file. wall is now. pause, which may be nil, is called after each saveSlice of work.
+func (o *Optcache) writeAnswers(wall time.Time, pause func()) (snapshot.Stats, error) {
+	return snapshot.Write(o.file.path, snapshot.Header{
+		Instance: clipped(strings.Join(o.zones, ","), snapshot.MaxInstance),
+		Written:  wall,
+		Extra:    binary.AppendUvarint(nil, uint64(o.store.climber.windowShare())),
+	}, o.records(wall, pause))
+}
+
 func clipped(s string, most int) string { return s[:min(len(s), most)] }
 
 // records yields the answers in the store, those that matter least first, so that whoever reads them in that order ends up
 // with the others. A record is good up to the next one. Nobody waits for it: each is copied on its own.
-func (o *Optcache) records(wall time.Time) iter.Seq[*snapshot.Record] {
+func (o *Optcache) records(wall time.Time, pause func()) iter.Seq[*snapshot.Record] {
 	return func(yield func(*snapshot.Record) bool) {
 		s, now := newScratch(), o.clock()
 		var ids []uint32
 		r := new(snapshot.Record)
+		begun := time.Now()
 		for i := range o.store.shards {
 			sh := &o.store.shards[i]
 			sh.lock(s, now)
 			ids = sh.policy.order(ids[:0])
 			sh.unlock()
-			for _, id := range ids {
+			for n, id := range ids {
+				if pause != nil && n%32 == 0 && time.Since(begun) >= saveSlice {
+					pause()
+					begun = time.Now()
+				}
 				was, ok := sh.peek(s, id, now)
 				// Of what has died, the standing is remembered.
 				if !ok || !s.entry.servable(now, o.store.stale) && was.segment != protected {
@@ -222,32 +245,11 @@ func (s *scratch) export(r *snapshot.Record, was standing, now int64, wall time.
 // errStopped ends the reading when the instance stops.
 var errStopped = errors.New("the instance has stopped")
 
-// load reads the file.
+// load reads the file, and says how that went.
 func (k *keeper) load() {
 	o := k.o
 	begun := time.Now()
-	now := o.clock()
-	s, m := newScratch(), new(dns.Msg)
-	entries := o.store.sizes.entries()
-	limits := snapshot.Limits{Records: snapshotRecords * entries, Bytes: snapshotBytes * int64(entries)}
-	_, err := snapshot.Read(o.file.path, limits, func(h *snapshot.Header) error {
-		if share, n := binary.Uvarint(h.Extra); n > 0 {
-			o.store.climber.goOnFrom(float64(share))
-		}
-		return nil
-	}, func(r *snapshot.Record) error {
-		select {
-		case <-k.quit:
-			return errStopped
-		default:
-		}
-		if why := o.readmit(s, m, r, now, begun); why != refusedNot {
-			k.refused[why].Add(1)
-		} else {
-			k.loaded.Add(1)
-		}
-		return nil
-	})
+	err := k.read(o.clock(), begun)
 	if errors.Is(err, errStopped) {
 		return
 	}
@@ -265,6 +267,81 @@ func (k *keeper) load() {
 	default:
 		log.Infof("Has read %d answers from %s in %v; %d were not good any more", k.loaded.Load(), o.file.path, time.Since(begun).Round(time.Millisecond), refused)
 	}
+}
+
+// parcel is a number of records that are taken in together.
+type parcel struct {
+	records []snapshot.Record
+	bytes   []byte // their responses
+}
+
+// A parcel has at most parcelRecords, and hardly more bytes than parcelBytes and one response.
+const (
+	parcelRecords = 128
+	parcelBytes   = 64 << 10
+)
+
+// add copies a record to p, and reports whether p is full.
+func (p *parcel) add(r *snapshot.Record) bool {
+	at := len(p.bytes)
+	p.bytes = append(p.bytes, r.Response...)
+	c := *r
+	c.Response = p.bytes[at:]
+	p.records = append(p.records, c)
+	return len(p.records) == parcelRecords || len(p.bytes) >= parcelBytes
+}
+
+func (p *parcel) empty() { p.records, p.bytes = p.records[:0], p.bytes[:0] }
+
+// read takes in what is in the file. now and wall are one moment on the instance's clock and the wall's. One goroutine reads,
+// and as many as there are CPUs take in, which takes most of the time.
+func (k *keeper) read(now int64, wall time.Time) error {
+	o := k.o
+	workers := ownProcs()
+	full, empty := make(chan *parcel, workers), make(chan *parcel, 2*workers)
+	var taking sync.WaitGroup
+	for range workers {
+		empty <- new(parcel)
+		empty <- new(parcel)
+		taking.Go(func() {
+			s, m := newScratch(), new(dns.Msg)
+			for p := range full {
+				for i := range p.records {
+					if why := o.readmit(s, m, &p.records[i], now, wall); why != refusedNot {
+						k.refused[why].Add(1)
+					} else {
+						k.loaded.Add(1)
+					}
+				}
+				p.empty()
+				empty <- p
+			}
+		})
+	}
+	filling := <-empty
+	entries := o.store.sizes.entries()
+	limits := snapshot.Limits{Records: snapshotRecords * entries, Bytes: snapshotBytes * int64(entries)}
+	_, err := snapshot.Read(o.file.path, limits, func(h *snapshot.Header) error {
+		if share, n := binary.Uvarint(h.Extra); n > 0 {
+			o.store.climber.goOnFrom(float64(share))
+		}
+		return nil
+	}, func(r *snapshot.Record) error {
+		select {
+		case <-k.quit:
+			return errStopped
+		default:
+		}
+		if filling.add(r) {
+			full <- filling
+			filling = <-empty
+		}
+		return nil
+	})
+	full <- filling
+	close(full)
+	taking.Wait()
+	return err
 }
 
 // readmit takes in an answer that was stored elsewhere, as if it had come when it was stored. now and wall are one

@@ -149,12 +149,11 @@ func TestHotTierFindsItsSize(t *testing.T) {
 	run := func(spread int) (capacity, most int64) {
 		o := benchOptions(20_000)
 		o.hotPercentage = hotAuto
-		st, err := newStore(plan(&o))
+		x, err := simulate(o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer st.close()
-		x := &Simulation{st: st, s: newScratch()}
+		defer x.Close()
 		rng := rand.New(rand.NewPCG(1, 2))
 		for i := range 4_000_000 {
 			// Popular names, evenly, and now and then a new one: sizes change at inserts.
@@ -164,6 +163,7 @@ func TestHotTierFindsItsSize(t *testing.T) {
 			}
 			x.Request(key, 1<<30, time.Duration(i))
 		}
+		st := x.o.store
 		return st.hotCapacity(), int64(st.sizes.shards * st.hotSets * hotWays)
 	}
 	few, most := run(100)
