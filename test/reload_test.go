@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -241,6 +242,40 @@ func TestSIGTERM(t *testing.T) {
 	}
 }
 
+// In the time that health's lameduck gives to clients, a server that ends serves from its cache as before, and what
+// it serves last is in the snapshot.
+func TestLameduck(t *testing.T) {
+	t.Parallel()
+	for name, fast := range map[string]string{"chain": "", "fastpath": "\n\t\tfastpath 1"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUpstream(t)
+			path := filepath.Join(t.TempDir(), "answers")
+			s := start(t, block("dns", u.addr, "health 127.0.0.1:${health} {\n\t\tlameduck 2s\n\t}", "optcache {\n\t\tcache_file_path "+path+fast+"\n\t}"))
+			send := overUDP(s.addr("dns"))
+			ask(t, send, query("www.example.org.", dns.TypeA))
+			s.stopped = true
+			s.signal(syscall.SIGTERM)
+			if !s.waitFor("lameduck") {
+				t.Fatal("no lameduck")
+			}
+			for range 100 {
+				ask(t, send, query("www.example.org.", dns.TypeA))
+			}
+			if n := u.count("www.example.org.", dns.TypeA); n != 1 {
+				t.Errorf("the upstream was asked %d times for what is in the cache", n)
+			}
+			if _, err := os.Stat(path); err == nil {
+				t.Error("the snapshot was written before the end")
+			}
+			<-s.exited
+			if _, err := os.Stat(path); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // memory is what the system says about a process, in bytes.
 type memory struct {
 	mappings, virtual, resident int
@@ -306,4 +341,147 @@ func TestReloadKeepsAnswers(t *testing.T) {
 	if n := sum(t, s.addr("metrics"), "coredns_optcache_reload_kept_entries"); n != names {
 		t.Errorf("the last reload has kept %v answers, want %d", n, names)
 	}
+}
+
+// A storm of reloads while dnsperf asks loses no query and no answer that is alive: with the fast path and
+// without it, when nothing changes and when the answers have to move.
+func TestReloadStorm(t *testing.T) {
+	t.Parallel()
+	const names = 300
+	reloads := 100
+	if testing.Short() {
+		reloads = 10
+	}
+	name := func(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
+	for _, c := range []struct{ name, options string }{{"chain", ""}, {"fastpath", "\n\t\tfastpath 2"}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			u := newUpstream(t)
+			corefile := func(capacity int) string {
+				return block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", fmt.Sprintf("optcache {\n\t\tsuccess %d%s\n\t}", capacity, c.options))
+			}
+			s := start(t, corefile(5000))
+			send := overUDP(s.addr("dns"))
+			for i := range names {
+				ask(t, send, query(name(i), dns.TypeA))
+			}
+			loaded := load(t, s, names, name)
+			i := 0
+			for ; i < reloads || !loaded.done(); i++ {
+				s.write(corefile(5000 + i/5%2*1000)) // five times the same, then another make
+				s.reload(reloaded)
+			}
+			for i := range names {
+				ask(t, send, query(name(i), dns.TypeA))
+				if n := u.count(name(i), dns.TypeA); n != 1 {
+					t.Fatalf("the upstream was asked %d times for %s", n, name(i))
+				}
+			}
+			if n := sum(t, s.addr("metrics"), "coredns_optcache_reload_kept_entries"); n != names {
+				t.Errorf("the last reload has kept %v answers, want %d", n, names)
+			}
+			t.Logf("%d queries, %d reloads", loaded.sent(), i)
+		})
+	}
+}
+
+// Reloads that eight ask for all the time, while others are under way and the last one's answers are still moving, lose no
+// query and no answer.
+func TestConcurrentReloads(t *testing.T) {
+	t.Parallel()
+	const names, senders = 100, 8
+	name := func(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
+	u := newUpstream(t)
+	corefile := func(capacity int) string {
+		return block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", fmt.Sprintf("optcache {\n\t\tsuccess %d\n\t\tfastpath 2\n\t}", capacity))
+	}
+	s := start(t, corefile(5000))
+	send := overUDP(s.addr("dns"))
+	for i := range names {
+		ask(t, send, query(name(i), dns.TypeA))
+	}
+	loaded := load(t, s, names, name)
+	var wg sync.WaitGroup
+	for sender := range senders {
+		wg.Go(func() {
+			for i := 0; !loaded.done(); i++ {
+				if sender == 0 {
+					s.write(corefile(5000 + 1000*(i%2)))
+				}
+				if err := s.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(pollEvery)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range names {
+		if n := u.count(name(i), dns.TypeA); n != 1 {
+			t.Fatalf("the upstream was asked %d times for %s", n, name(i))
+		}
+	}
+	t.Logf("%d queries, %d reloads", loaded.sent(), strings.Count(s.out.String(), reloaded))
+}
+
+// loading is a dnsperf that asks a server for some seconds.
+type loading struct {
+	t      *testing.T
+	out    output
+	exited chan struct{}
+}
+
+// load has dnsperf ask for names. It skips the test where there is none.
+func load(t *testing.T, s *server, names int, name func(int) string) *loading {
+	t.Helper()
+	dnsperf, err := exec.LookPath("dnsperf")
+	if err != nil {
+		t.Skip("no dnsperf here")
+	}
+	file := filepath.Join(t.TempDir(), "queries")
+	var lines strings.Builder
+	for i := range names {
+		fmt.Fprintln(&lines, name(i), "A")
+	}
+	if err := os.WriteFile(file, []byte(lines.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// At a rate that leaves the machine time for everything else: what is lost is not lost for want of it.
+	cmd := exec.Command(dnsperf, "-s", "127.0.0.1", "-p", s.ports["dns"], "-d", file, "-c", "4", "-T", "1", "-Q", "3000", "-q", "1000", "-t", "20", "-l", "3")
+	cmd.SysProcAttr = diesWithUs
+	l := &loading{t: t, exited: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &l.out, &l.out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		cmd.Wait()
+		close(l.exited)
+	}()
+	return l
+}
+
+// done reports whether it has all replies, or has given up waiting for them.
+func (l *loading) done() bool {
+	select {
+	case <-l.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// sent returns how many queries there were. It fails the test when one got no answer.
+func (l *loading) sent() (sent int) {
+	l.t.Helper()
+	<-l.exited
+	var completed int
+	for line := range strings.Lines(l.out.String()) {
+		fmt.Sscanf(strings.TrimSpace(line), "Queries sent: %d", &sent)
+		fmt.Sscanf(strings.TrimSpace(line), "Queries completed: %d", &completed)
+	}
+	if sent == 0 || completed != sent || strings.Contains(l.out.String(), "SERVFAIL") {
+		l.t.Errorf("of %d queries, %d got a reply:\n%s", sent, completed, &l.out)
+	}
+	return sent
 }

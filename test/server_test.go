@@ -96,7 +96,12 @@ func (s *server) write(corefile string) {
 		}
 		return s.ports[name]
 	})
-	if err := os.WriteFile(s.conf, []byte(text), 0o600); err != nil {
+	// The server never reads half of it.
+	next := s.conf + ".next"
+	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Rename(next, s.conf); err != nil {
 		s.t.Fatal(err)
 	}
 }
