@@ -161,11 +161,12 @@ cpu() {
     echo "${stat[11]} ${stat[12]}"
 }
 
-# metric PORT NAME is the sum of all metrics of that name.
-metric() {
+# metric PORT NAME is the sum of all metrics of that name, as a whole number; exact is what it is.
+metric() { printf '%.0f\n' "$(exact "$@")"; }
+exact() {
     exec 3<>"/dev/tcp/127.0.0.1/$1"
     printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
-    awk -v name="$2" 'index($1, name) == 1 { n += $NF } END { printf "%.0f\n", n }' <&3
+    awk -v name="$2" 'index($1, name) == 1 { n += $NF } END { printf "%.3f\n", n }' <&3
     exec 3<&- 3>&-
 }
 

@@ -51,9 +51,10 @@ func run(args []string, stdout, stderr io.Writer) error {
 	sizeList := flags.String("sizes", defaultSizes, "sizes of the cache in answers, `N,…`")
 	policyList := flags.String("policies", allNames(), "`names` of policies")
 	runs := flags.Int("runs", 3, "`times` to run a policy that has chance in it; the median counts")
+	restart := flags.Bool("restart", false, "restart optcache in the middle of each trace, and count what comes after")
 	svg := flags.String("svg", "", "also draw a chart to `file`")
 	flags.Usage = func() {
-		fmt.Fprintln(stderr, "usage: hitratio [-sizes N,…] [-policies NAME,…] [-runs N] [-svg FILE] TRACE.txt.gz…")
+		fmt.Fprintln(stderr, "usage: hitratio [-sizes N,…] [-policies NAME,…] [-runs N] [-restart] [-svg FILE] TRACE.txt.gz…")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -78,6 +79,12 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if *runs < 1 {
 		return fmt.Errorf("-runs: %d is less than 1", *runs)
 	}
+	if *restart {
+		if *svg != "" {
+			return errors.New("-restart draws no chart")
+		}
+		chosen = restarts
+	}
 
 	out := csv.NewWriter(stdout)
 	out.Write([]string{"trace", "size", "policy", "hit_ratio"})
@@ -90,6 +97,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 		}
 		if err != nil {
 			return err
+		}
+		if *restart {
+			t.first = len(t.requests) / 2
 		}
 		results, err := measure(t, sizes, chosen, *runs)
 		if err != nil {
@@ -162,7 +172,7 @@ func measure(t *trace, sizes []int, chosen []policy, runs int) ([]result, error)
 	}
 	wg.Wait()
 	for i := range results {
-		results[i].ratio = 100 * median(hits[i]) / float64(len(t.requests))
+		results[i].ratio = 100 * median(hits[i]) / float64(len(t.requests)-t.first)
 	}
 	return results, errors.Join(errs...)
 }

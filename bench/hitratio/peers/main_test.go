@@ -41,6 +41,23 @@ b,2048,limit,50.00
 	}
 }
 
+// Of what was in the cache in the middle of a trace, a restart keeps all.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	if err := run([]string{"-sizes", "1024", "-restart", writeTrace(t, "a.txt.gz", "0 0 30\n1 1 30\n2 0 30\n3 1 30\n")}, &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	const want = `trace,size,policy,hit_ratio
+a,1024,optcache,100.00
+a,1024,optcache-restarted,100.00
+a,1024,optcache-emptied,0.00
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &out, want)
+	}
+}
+
 func TestAllPoliciesAreTheDefault(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/Yiling-J/theine-go"
@@ -40,12 +42,23 @@ var policies = []policy{
 	{"limit", false, limit},
 }
 
+// restarts are what -restart prints: what a trace's second half finds in a cache that was never restarted, in
+// one that was restarted after the first half, and in one that has lost everything then.
+var restarts = []policy{
+	{"optcache", true, online(newOptcache)},
+	{"optcache-restarted", true, online(newRestarted)},
+	{"optcache-emptied", true, online(newEmptied)},
+}
+
 // driver is a cache that is asked one request after the other.
 type driver interface {
 	// request asks for a key and stores the answer on a miss.
 	request(r request) (hit bool)
 	close()
 }
+
+// interrupted is a driver to which something happens before the first request that counts.
+type interrupted interface{ interrupt() error }
 
 // online makes a policy out of a cache that does not know the future.
 func online(open func(t *trace, size int) (driver, error)) func(*trace, int) (int, error) {
@@ -55,8 +68,13 @@ func online(open func(t *trace, size int) (driver, error)) func(*trace, int) (in
 			return 0, err
 		}
 		defer d.close()
-		for _, r := range t.requests {
-			if d.request(r) {
+		for i, r := range t.requests {
+			if x, ok := d.(interrupted); ok && i == t.first {
+				if err := x.interrupt(); err != nil {
+					return 0, err
+				}
+			}
+			if d.request(r) && i >= t.first {
 				hits++
 			}
 		}
@@ -76,6 +94,40 @@ func newOptcache(_ *trace, size int) (driver, error) {
 
 func (e engine) request(r request) bool { return e.Request(uint64(r.key), r.ttl, r.at) }
 func (e engine) close()                 { e.Close() }
+
+// restarted is the engine as a restart leaves it that has kept the answers in a file.
+type restarted struct{ engine }
+
+func newRestarted(t *trace, size int) (driver, error) {
+	s, err := optcache.NewSimulation(size, defaultHotPercentage)
+	return restarted{engine{s}}, err
+}
+
+func (r restarted) interrupt() error {
+	dir, err := os.MkdirTemp("", "hitratio")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	return r.Restart(filepath.Join(dir, "answers"))
+}
+
+// emptied is the engine as any other restart leaves it.
+type emptied struct {
+	*engine
+	size int
+}
+
+func newEmptied(t *trace, size int) (driver, error) {
+	s, err := optcache.NewSimulation(size, defaultHotPercentage)
+	return emptied{&engine{s}, size}, err
+}
+
+func (e emptied) interrupt() (err error) {
+	e.Close()
+	e.Simulation, err = optcache.NewSimulation(e.size, defaultHotPercentage)
+	return err
+}
 
 // stock is what CoreDNS's cache plugin keeps its answers in. It is 256 shards, so that it holds
 // the next lower multiple of 256, and evicts what Go's map gives it first.

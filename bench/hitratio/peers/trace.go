@@ -41,6 +41,7 @@ type trace struct {
 	timed    bool
 	requests []request
 	keys     int // distinct; all keys are below
+	first    int // the first request that counts
 }
 
 const untimedTTL = 24 * 60 * 60 // seconds
