@@ -65,8 +65,9 @@ const (
 
 	// A snapshot is written in slices, with a pause after each: a query waits for one slice at the most, and the
 	// server has most of every core to itself. The last snapshot, when nothing is served any more, takes no pauses.
-	saveSlice = 500 * time.Microsecond
-	savePause = time.Millisecond
+	savePause  = 100 * time.Microsecond
+	leastSlice = 100 * time.Microsecond
+	mostSlice  = 500 * time.Microsecond
 
 	// snapshotRecords is how many records a file may have, in terms of the entries that there is room for, and
 	// snapshotBytes how long each may be on average.
@@ -142,16 +143,20 @@ func (k *keeper) save() {
 	k.entries.Store(int64(stats.Records))
 }
 
-// pause lets queries go first, while the server serves.
-func (k *keeper) pause() {
+// pause lets queries go first, while the server serves. It returns for how long to work until the next pause: Go's
+// pauses are longer than asked for when nothing else happens, and then a longer slice keeps nobody waiting.
+func (k *keeper) pause() (slice time.Duration) {
+	begun := time.Now()
 	select {
 	case <-k.quit:
 	case <-time.After(savePause):
 	}
+	return min(max(time.Since(begun)/2, leastSlice), mostSlice)
 }
 
-// writeAnswers writes the file. wall is now. pause, which may be nil, is called after each saveSlice of work.
-func (o *Optcache) writeAnswers(wall time.Time, pause func()) (snapshot.Stats, error) {
+// writeAnswers writes the file. wall is now. pause, which may be nil, is called now and then, and says for how long
+// to work until the next time.
+func (o *Optcache) writeAnswers(wall time.Time, pause func() time.Duration) (snapshot.Stats, error) {
 	return snapshot.Write(o.file.path, snapshot.Header{
 		Instance: clipped(strings.Join(o.zones, ","), snapshot.MaxInstance),
 		Written:  wall,
@@ -163,20 +168,20 @@ func clipped(s string, most int) string { return s[:min(len(s), most)] }
 
 // records yields the answers in the store, those that matter least first, so that whoever reads them in that order ends up
 // with the others. A record is good up to the next one. Nobody waits for it: each is copied on its own.
-func (o *Optcache) records(wall time.Time, pause func()) iter.Seq[*snapshot.Record] {
+func (o *Optcache) records(wall time.Time, pause func() time.Duration) iter.Seq[*snapshot.Record] {
 	return func(yield func(*snapshot.Record) bool) {
 		s, now := newScratch(), o.clock()
 		var ids []uint32
 		r := new(snapshot.Record)
-		begun := time.Now()
+		begun, slice := time.Now(), leastSlice
 		for i := range o.store.shards {
 			sh := &o.store.shards[i]
 			sh.lock(s, now)
 			ids = sh.policy.order(ids[:0])
 			sh.unlock()
 			for n, id := range ids {
-				if pause != nil && n%32 == 0 && time.Since(begun) >= saveSlice {
-					pause()
+				if pause != nil && n%32 == 0 && time.Since(begun) >= slice {
+					slice = pause()
 					begun = time.Now()
 				}
 				was, ok := sh.peek(s, id, now)
