@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,13 +30,53 @@ func fastBlock(port, upstream, options string, plugins ...string) string {
 func startFast(t testing.TB, corefile string) *server {
 	t.Helper()
 	s := start(t, corefile)
+	waitForWorkers(t, s)
+	return s
+}
+
+func waitForWorkers(t testing.TB, s *server) {
+	t.Helper()
 	eventually(t, func() error {
 		if sum(t, s.addr("metrics"), "coredns_optcache_fastpath_workers") == 0 {
 			return errors.New("the fast path has no workers")
 		}
 		return nil
 	})
-	return s
+}
+
+// The Corefiles of a cluster serve by the fast path when they are told to, each of their blocks.
+func TestFastPathInKubernetes(t *testing.T) {
+	t.Parallel()
+	line := regexp.MustCompile(`(?m)^([ \t]*optcache\b[^{\n]*?)[ \t]*(\{?)$`)
+	for name, blocks := range map[string]int{"Corefile.kubeadm": 1, "Corefile.nodelocaldns": 4} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUpstream(t)
+			text := line.ReplaceAllStringFunc(readFile(t, filepath.Join(root, "examples", name)), func(l string) string {
+				m := line.FindStringSubmatch(l)
+				if m[2] == "" {
+					return m[1] + " {\n fastpath\n }"
+				}
+				return l + "\n fastpath"
+			})
+			c := local(t, text, u.addr)
+			if len(c.blocks) != blocks || strings.Count(c.text, "fastpath") != blocks {
+				t.Fatalf("%d blocks:\n%s", len(c.blocks), c.text)
+			}
+			s := start(t, c.text)
+			s.ports["metrics"] = s.ports[c.metrics]
+			waitForWorkers(t, s)
+			for _, b := range c.blocks {
+				before := fastHits(t, s)
+				for range 5 {
+					ask(t, overUDP(s.addr(b.port)), query(b.name, dns.TypeA))
+				}
+				if n := fastHits(t, s) - before; n != 4 {
+					t.Errorf("%s: five queries, %v fast hits", b.name, n)
+				}
+			}
+		})
+	}
 }
 
 // fastHits is how many queries the fast path has answered.
