@@ -1,24 +1,26 @@
 #!/usr/bin/env bash
 # What it costs to keep the answers over a restart.
 #
-#     bench/restart.sh [-n NAMES] [-q RATE] [-d SECONDS] [-r ROUNDS] [-b BINARY] [-c CSV]
+#     bench/restart.sh [-n NAMES] [-q RATE] [-d SECONDS] [-r ROUNDS] [-p] [-b BINARY] [-c CSV]
 #
-# CoreDNS with cache_file_path is asked by dnsperf for NAMES names (default 1000000). Then bench/tail asks for
-# names drawn by chance, ROUNDS times (default 3), SECONDS each (default 20), at a fixed RATE (default 10000 per
-# second), in turns without and with snapshots being written, one every second or as fast as they can be. Then
-# the server is stopped, and started five times, and all names are asked for once more. Beside the times that it takes to
-# write and to read the file stand those of zstd for the same bytes, with one thread and at the same level. Server and
-# client share all cores; everything is on loopback. Times are medians of the rounds; the file CSV gets every round.
+# CoreDNS with cache_file_path, and with fastpath but for -p, is asked by dnsperf for NAMES names (default
+# 1000000). Then bench/tail asks for names drawn by chance, ROUNDS times (default 3), SECONDS each (default 20), at
+# a fixed RATE (default 10000 per second), in turns without and with snapshots being written, one after the
+# other. Then the server is stopped, and started five times, and all names are asked for once more. Beside the times that
+# it takes to write and to read the file stand those of zstd for the same bytes, with one thread and at the same
+# level. Server and client share all cores; everything is on loopback. What is printed are medians; the file CSV gets
+# every round.
 source "$(dirname "$0")/lib.sh"
 
-names=1000000 rate=10000 seconds=20 rounds=3 binary=
+names=1000000 rate=10000 seconds=20 rounds=3 fastpath=fastpath binary=
 readonly restarts=5
-while getopts n:q:d:r:b:c:h option; do
+while getopts n:q:d:r:pb:c:h option; do
     case $option in
         n) names=$OPTARG ;;
         q) rate=$OPTARG ;;
         d) seconds=$OPTARG ;;
         r) rounds=$OPTARG ;;
+        p) fastpath= ;;
         b) binary=$(realpath -- "$OPTARG") ;;
         c) keep "$OPTARG" ;;
         h) usage; exit 0 ;;
@@ -48,9 +50,10 @@ corefile() { # INTERVAL
     optcache {
         success %d
         cache_file_path %s %s
+        %s
     }
     forward . 127.0.0.1:%d
-}' "$((names + names / 10))" "$file" "$1" "$upstream_port"
+}' "$((names + names / 10))" "$file" "$1" "$fastpath" "$upstream_port"
 }
 interval() { # INTERVAL has the server go on with that one, and returns when it has written the file.
     local text
@@ -78,25 +81,16 @@ for _ in 1 2; do # once more for what got lost
     fill
 done
 
-record writing round p50 p99 p99.9 lost written duration
+record writing round p50 p99 p99.9 lost duration
 for ((round = 1; round <= rounds; round++)); do
     for writing in no yes; do
         printf '\rround %d of %d, writing: %-4s' "$round" "$rounds" "$writing" >&2
         if [[ $writing = yes ]]; then interval 1s; else interval 0; fi
         sleep 1
-        "$work/tail" -server "127.0.0.1:$dns" -d "$work/queries" -rate "$rate" -time "${seconds}s" >"$work/result" &
-        client=$!
-        written=0 last=$(stat -c %i "$file")
-        while kill -0 $client 2>/dev/null; do
-            if inode=$(stat -c %i "$file" 2>/dev/null) && [[ $inode != "$last" ]]; then
-                written=$((written + 1)) last=$inode
-            fi
-            sleep 0.2
-        done
-        wait $client
+        "$work/tail" -server "127.0.0.1:$dns" -d "$work/queries" -rate "$rate" -time "${seconds}s" >"$work/result"
         # shellcheck disable=SC2046 # one field each
         record $writing "$round" $(awk '{ v[$1] = $2 } END { print v["p50"], v["p99"], v["p99.9"], v["lost"] }' "$work/result") \
-            "$written" "$(exact "$metrics" coredns_optcache_snapshot_duration_seconds)"
+            "$(exact "$metrics" coredns_optcache_snapshot_duration_seconds)"
     done
 done
 interval 0 # and nobody asks
@@ -119,6 +113,7 @@ for ((round = 1; round <= restarts; round++)); do
     # A query for first.example.net with the ID "ab", as the reply has it.
     exec 3<>"/dev/udp/127.0.0.1/$dns"
     printf 'ab\x01\0\0\x01\0\0\0\0\0\0\x05first\x07example\x03net\0\0\x01\0\x01' >&3
+    first=
     read -r -N 1 -t 2 -u 3 first || true
     answered=$EPOCHREALTIME
     exec 3<&- 3>&-
@@ -135,11 +130,11 @@ fill
 again=$(($(metric "$upstream_metrics" coredns_dns_requests_total) - before))
 
 printf '%d names, %d queries/s, %d rounds of %d s, medians; milliseconds\n\n' "$names" "$rate" "$rounds" "$seconds"
-format='%-9s %9s %9s %9s %6s %10s\n'
-row writing p50 p99 p99.9 lost snapshots
+format='%-9s %9s %9s %9s %6s\n'
+row writing p50 p99 p99.9 lost
 for writing in no yes; do
     line=("$writing")
-    for name in p50 p99 p99.9 lost written; do
+    for name in p50 p99 p99.9 lost; do
         line+=("$(column "$writing" "$name" | median)")
     done
     row "${line[@]}"
