@@ -228,6 +228,39 @@ func TestReloadAppliesTheNewLimits(t *testing.T) {
 	}
 }
 
+// Requests that the last generations still work on find what has moved on, twice here, and move on.
+func TestOldGenerationsFindWhatHasMoved(t *testing.T) {
+	t.Parallel()
+	up := new(census)
+	ctx := serverContext(t)
+	generations := []*Optcache{firstOf(t, roomFor(sizedOptions(4096)), up)}
+	names := reloadNames(100)
+	for _, name := range names {
+		answer(t, ctx, generations[0], asking(name, dns.TypeA))
+	}
+	asked := up.asked.Load()
+	// The second reload comes before the first one's answers have moved.
+	for _, capacity := range []int{5000, 6000} {
+		generations = append(generations, nextOf(t, generations[len(generations)-1], roomFor(sizedOptions(capacity))))
+	}
+	generations[0].stop()
+	generations[1].stop()
+	for range 2 { // while they move and afterwards
+		for _, h := range generations {
+			for _, name := range names {
+				answer(t, ctx, h, asking(name, dns.TypeA))
+			}
+		}
+		settled(generations[2])
+	}
+	if n := up.asked.Load() - asked; n != 0 {
+		t.Errorf("%d queries for what was in the cache", n)
+	}
+	if n := generations[2].store.total(); n != int64(len(names)) {
+		t.Errorf("%d answers have arrived, want %d", n, len(names))
+	}
+}
+
 // What has no room goes by standing.
 func TestReloadToLessKeepsThePopular(t *testing.T) {
 	t.Parallel()
