@@ -47,6 +47,7 @@ elif [[ -n $quick ]]; then
     take end_to_end bench/end_to_end.sh -d 1 -r 1 -c "$folder/end_to_end.csv"
     take memory bench/memory.sh -n 20000 -s 1 -c "$folder/memory.csv"
     take tail bench/tail.sh -d 2 -r 1 -n 20000 -q 5000 -c "$folder/tail.csv"
+    take restart bench/restart.sh -d 2 -r 1 -n 20000 -q 5000 -c "$folder/restart.csv"
 else
     take hit gobench -bench 'Hit$|Insert' -benchmem -cpu 1 -count 5 .
     take parallel gobench -bench HitParallel -benchmem -cpu 1,2 -count 5 .
@@ -57,6 +58,7 @@ else
     take end_to_end bench/end_to_end.sh -c "$folder/end_to_end.csv"
     take memory bench/memory.sh -c "$folder/memory.csv"
     take tail bench/tail.sh -c "$folder/tail.csv"
+    take restart bench/restart.sh -d 10 -c "$folder/restart.csv"
     take flood env OPTCACHE_FLOOD=16MB,64MB,256MB go test -v -run MaxMemory ./test
 fi
 

@@ -84,6 +84,10 @@ type soaking struct {
 	ups    []*faulty
 	stop   atomic.Bool
 
+	// immediate: as with cache, a SERVFAIL that was kept is served once more when it has expired, whenever that
+	// name is asked for again.
+	immediate bool
+
 	mu      sync.Mutex     // guards what follows
 	answers map[string]int // by kind
 	wrong   []string       // the first of them
@@ -91,7 +95,7 @@ type soaking struct {
 }
 
 func soak(t *testing.T, name, cache string, total time.Duration) {
-	x := &soaking{seed: rand.Uint64(), answers: map[string]int{}}
+	x := &soaking{seed: rand.Uint64(), answers: map[string]int{}, immediate: name == "immediate"}
 	t.Logf("seed %d", x.seed)
 	var addrs []string
 	for i := range 3 {
@@ -326,6 +330,9 @@ func (x *soaking) check(q, reply *dns.Msg, network string) (kind string, wrong e
 	switch {
 	case reply.Rcode == dns.RcodeServerFailure || reply.Rcode == dns.RcodeFormatError:
 		if want.Rcode != reply.Rcode && !x.faultsLately() {
+			if x.immediate && reply.Rcode == dns.RcodeServerFailure {
+				return "expired SERVFAIL", nil
+			}
 			return "wrong", fmt.Errorf("%s, and no upstream has failed", dns.RcodeToString[reply.Rcode])
 		}
 		if len(reply.Answer)+len(reply.Ns) > 0 || stale {
