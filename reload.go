@@ -10,6 +10,8 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+
+	"github.com/optcache/optcache/plugin/pkg/index"
 )
 
 // This file hands the answers of one generation of the Corefile to the next.
@@ -157,12 +159,11 @@ func (st *store) moveIn(clock func() int64) (n int64) {
 	defer func() { st.kept.Store(n) }()
 	for i := range from.shards {
 		sh := &from.shards[i]
-		for sh.moveOut(s, clock(), func(e *entry, was standing) {
+		sh.moveOut(s, clock, func(e *entry, was standing) {
 			if st.rules.apply(e, &s.key) && st.settle(s, e, was, begun, clock()) {
 				n++
 			}
-		}) {
-		}
+		})
 		from.discard(sh)
 	}
 	st.from.Store(nil)
@@ -182,22 +183,30 @@ type standing struct {
 // moveBatch is how many entries are moved while the lock of their shard is held.
 const moveBatch = 64
 
-// moveOut takes some of the shard's entries out, after having given each to take, in s.record and s.key, and
-// reports whether there are more. Nobody inserts any more once there are none.
-func (sh *shard) moveOut(s *scratch, now int64, take func(*entry, standing)) (more bool) {
-	sh.lock(s, now)
-	defer sh.unlock()
-	for range moveBatch {
-		id := sh.policy.least()
-		if id == none {
-			sh.closed = true
-			return false
+// moveOut takes the shard's entries out, those that matter least first, after having given each to take, in s.record
+// and s.key. Nobody inserts any more when it returns.
+func (sh *shard) moveOut(s *scratch, clock func() int64, take func(*entry, standing)) {
+	for {
+		sh.lock(s, clock())
+		ids := sh.policy.order(nil)
+		sh.closed = len(ids) == 0
+		sh.unlock()
+		if len(ids) == 0 {
+			return
 		}
-		e, was := sh.copyOut(s, id)
-		take(&e, was)
-		sh.drop(id) // at no time is it in neither store
+		for batch := range slices.Chunk(ids, moveBatch) {
+			sh.lock(s, clock())
+			for _, id := range batch {
+				if sh.policy.nodes[id].segment == free {
+					continue // evicted meanwhile
+				}
+				e, was := sh.copyOut(s, id)
+				take(&e, was)
+				sh.drop(id) // at no time is it in neither store
+			}
+			sh.unlock()
+		}
 	}
-	return true
 }
 
 // copyOut copies the record of a node to s.record and its key to s.key.
@@ -210,7 +219,7 @@ func (sh *shard) copyOut(s *scratch, id uint32) (e entry, was standing) {
 	copy(s.record, w[:e.size]) // its only writer holds the lock
 	loadBytes(s.key.bytes[:], s.record[headerWords:][:words(e.keyLen)])
 	s.key.n, s.key.hash = e.keyLen, e.hash
-	was = standing{segment: max(n.segment, window), hot: n.hot, accesses: slot.Count(), frequency: sh.policy.classes[n.class].sketch.Estimate(n.hash)}
+	was = standing{segment: n.segment, hot: n.hot, accesses: slot.Count(), frequency: sh.policy.classes[n.class].sketch.Estimate(n.hash)}
 	for i := range was.state {
 		if word := sh.word(id, i); word != nil {
 			was.state[i] = atomic.LoadUint64(word)
@@ -262,12 +271,14 @@ func (st *store) settle(s *scratch, e *entry, was standing, since, now int64) bo
 
 // newer reports whether the shard has an answer for s.key that makes e, which is about to move in, old: one of its kind,
 // or one that came since the moving began.
-func (sh *shard) newer(s *scratch, e *entry, since int64) (found bool) {
-	sh.each(&s.key, func(_ int, other *entry) bool {
-		found = other.flags.kind() == e.flags.kind() || other.stored >= since
-		return !found
-	})
-	return found
+func (sh *shard) newer(s *scratch, e *entry, since int64) bool {
+	var cur index.Cursor
+	for {
+		_, other, ok := sh.next(&cur, &s.key)
+		if !ok || other.flags.kind() == e.flags.kind() || other.stored >= since {
+			return ok
+		}
+	}
 }
 
 // nextGeneration tells the instances that start from now on from those that run: a Corefile is being loaded.

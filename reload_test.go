@@ -79,7 +79,7 @@ func (c *census) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg)
 	return addressUpstream(ctx, w, r)
 }
 
-// names returns the n names that a test asks for; every fourth does not exist.
+// reloadNames returns the n names that a test asks for; every second one does not exist.
 func reloadNames(n int) (names []string) {
 	for i := range n {
 		kind := "host"

@@ -194,43 +194,40 @@ func (sh *shard) resizeHot(sets int) {
 	sh.hot.resize(sets)
 }
 
-// locate returns the slot of the record of k of a kind. For the writer only.
-func (sh *shard) locate(k *key, kind recordFlags) (slot int, ok bool) {
-	var cur index.Cursor
+// next returns the next record of k, and its slot. For the writer only.
+func (sh *shard) next(cur *index.Cursor, k *key) (slot int, e entry, ok bool) {
 	for {
-		i, s, ok := sh.index.Next(&cur, k.hash)
+		i, s, ok := sh.index.Next(cur, k.hash)
 		if !ok {
-			return 0, false
+			return 0, e, false
 		}
 		w, _ := sh.record(s)
-		if e := loadEntry(w); e.flags.kind() == kind && e.hasKey(w, k) {
-			return i, true
+		if e = loadEntry(w); e.hasKey(w, k) {
+			return i, e, true
 		}
 	}
 }
 
-// each calls do with the records of k until it returns false. For the writer only.
-func (sh *shard) each(k *key, do func(slot int, e *entry) bool) {
+// locate returns the slot of the record of k of a kind. For the writer only.
+func (sh *shard) locate(k *key, kind recordFlags) (slot int, ok bool) {
 	var cur index.Cursor
 	for {
-		i, s, ok := sh.index.Next(&cur, k.hash)
-		if !ok {
-			return
-		}
-		w, _ := sh.record(s)
-		if e := loadEntry(w); e.hasKey(w, k) && !do(i, &e) {
-			return
+		slot, e, ok := sh.next(&cur, k)
+		if !ok || e.flags.kind() == kind {
+			return slot, ok
 		}
 	}
 }
 
 // hasOther reports whether k has a record beside the one that slot points at. For the writer only.
-func (sh *shard) hasOther(k *key, slot int) (found bool) {
-	sh.each(k, func(i int, _ *entry) bool {
-		found = i != slot
-		return !found
-	})
-	return found
+func (sh *shard) hasOther(k *key, slot int) bool {
+	var cur index.Cursor
+	for {
+		i, _, ok := sh.next(&cur, k)
+		if !ok || i != slot {
+			return ok
+		}
+	}
 }
 
 // expiry is when the policy takes an entry with an answer of that time and TTL as dead.

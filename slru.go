@@ -305,27 +305,8 @@ func (p *slru) move(id uint32, to segment) {
 	}
 }
 
-// least returns the entry that matters least, or none when there are no more: of those without a copy in the hot
-// tier the oldest one in the window, then in the probationary and the protected segment; then one of those with a
-// copy. It is for emptying the policy: entries with a copy are set aside in the segment free.
-func (p *slru) least() uint32 {
-	for _, s := range [...]segment{window, probationary, protected, free} {
-		for c := range p.classes {
-			l := &p.classes[c].segments[s]
-			for l.tail != none && p.nodes[l.tail].hot && s != free {
-				id := l.tail
-				p.unlink(id)
-				p.push(id, free)
-			}
-			if l.tail != none {
-				return l.tail
-			}
-		}
-	}
-	return none
-}
-
-// order appends the nodes to ids in the order in which least would take them.
+// order appends the nodes to ids, those that matter least first: of those without a copy in the hot tier the oldest
+// ones in the window, then in the probationary and the protected segment; then those with a copy.
 func (p *slru) order(ids []uint32) []uint32 {
 	for _, hot := range []bool{false, true} {
 		for _, s := range [...]segment{window, probationary, protected} {
