@@ -27,13 +27,22 @@ func NewSimulation(capacity, hotPercentage int) (*Simulation, error) {
 }
 
 func simulate(o options) (*Simulation, error) {
+	x := &Simulation{s: newScratch()}
+	return x, x.open(o)
+}
+
+// open gives the simulation an empty store.
+func (x *Simulation) open(o options) error {
 	o.zones = []string{"."}
 	o.success.maxTTL = (1<<31 - 1) * time.Second // the trace says how long answers live
-	x := &Simulation{o: newOptcache(o), s: newScratch()}
+	st, err := newStore(plan(&o))
+	if err != nil {
+		return err
+	}
+	x.o = newOptcache(o)
+	x.o.store = st
 	x.o.clock = func() int64 { return int64(x.now) }
-	var err error
-	x.o.store, err = newStore(plan(&o))
-	return x, err
+	return nil
 }
 
 // Request asks for a key at a time, which never goes back, and reports whether the answer was
@@ -68,18 +77,12 @@ func (x *Simulation) Restart(path string) error {
 	if _, err := x.o.writeAnswers(wall, nil); err != nil {
 		return err
 	}
-	next, err := simulate(x.o.options)
-	if err != nil {
+	last := x.o.store
+	if err := x.open(x.o.options); err != nil {
 		return err
 	}
-	if err := (&keeper{o: next.o}).read(int64(x.now), wall); err != nil {
-		return err
-	}
-	x.Close()
-	next.now = x.now
-	*x = *next
-	x.o.clock = func() int64 { return int64(x.now) }
-	return nil
+	last.close()
+	return (&keeper{o: x.o}).read(int64(x.now), wall)
 }
 
 // Close gives the memory back.

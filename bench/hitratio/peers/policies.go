@@ -87,10 +87,12 @@ type engine struct{ *optcache.Simulation }
 
 const defaultHotPercentage = 10 // hot_cache_percentage where the Corefile does not say
 
-func newOptcache(_ *trace, size int) (driver, error) {
+func openEngine(size int) (engine, error) {
 	s, err := optcache.NewSimulation(size, defaultHotPercentage)
 	return engine{s}, err
 }
+
+func newOptcache(_ *trace, size int) (driver, error) { return openEngine(size) }
 
 func (e engine) request(r request) bool { return e.Request(uint64(r.key), r.ttl, r.at) }
 func (e engine) close()                 { e.Close() }
@@ -98,9 +100,9 @@ func (e engine) close()                 { e.Close() }
 // restarted is the engine as a restart leaves it that has kept the answers in a file.
 type restarted struct{ engine }
 
-func newRestarted(t *trace, size int) (driver, error) {
-	s, err := optcache.NewSimulation(size, defaultHotPercentage)
-	return restarted{engine{s}}, err
+func newRestarted(_ *trace, size int) (driver, error) {
+	e, err := openEngine(size)
+	return restarted{e}, err
 }
 
 func (r restarted) interrupt() error {
@@ -118,14 +120,14 @@ type emptied struct {
 	size int
 }
 
-func newEmptied(t *trace, size int) (driver, error) {
-	s, err := optcache.NewSimulation(size, defaultHotPercentage)
-	return emptied{&engine{s}, size}, err
+func newEmptied(_ *trace, size int) (driver, error) {
+	e, err := openEngine(size)
+	return emptied{&e, size}, err
 }
 
 func (e emptied) interrupt() (err error) {
-	e.Close()
-	e.Simulation, err = optcache.NewSimulation(e.size, defaultHotPercentage)
+	e.close()
+	*e.engine, err = openEngine(e.size)
 	return err
 }
 
