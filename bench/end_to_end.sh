@@ -23,14 +23,13 @@ while getopts d:r:b:c:h option; do
 done
 shift $((OPTIND - 1))
 dnsperf_options=("$@")
-[[ $seconds =~ ^[1-9][0-9]*$ && $rounds =~ ^[1-9][0-9]*$ ]] || die "-d and -r take a whole number from 1"
+whole "$seconds" "$rounds"
 
 cd "$(dirname "$0")/.."
 
 need dnsperf dnsperf
-need taskset util-linux
 [[ -r /proc/self/stat ]] || die "needs Linux: CPU times come from /proc"
-taskset -c 0,1 true 2>/dev/null || die "needs cores 0 and 1"
+two_cores
 build
 
 readonly names=1000 server_core=0 client_core=1

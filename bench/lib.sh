@@ -12,6 +12,18 @@ need() { # COMMAND PACKAGE
     command -v "$1" >/dev/null || die "needs $1: apt-get install $2"
 }
 
+whole() { # VALUE... must be whole numbers from 1
+    local value
+    for value; do
+        [[ $value =~ ^[1-9][0-9]*$ ]] || die "options take a whole number from 1"
+    done
+}
+
+two_cores() {
+    need taskset util-linux
+    taskset -c 0,1 true 2>/dev/null || die "needs cores 0 and 1"
+}
+
 # build sets $binary, unless there is one, to CoreDNS with the plugin.
 build() {
     [[ -z ${binary:-} ]] || return 0
@@ -171,6 +183,19 @@ exact() {
 }
 
 queries() { awk -v n="$1" 'BEGIN { for (i = 0; i < n; i++) print "host-" i ".example.org A" }'; } # NUMBER
+
+# latencies PORT RATE SECONDS [OPTION...] has bench/tail, which build_tail builds, ask for the names in $work/queries at
+# that rate, with what is in client before it, and prints $latency_columns, of which the times are milliseconds.
+build_tail() { CGO_ENABLED=0 go build -buildvcs=false -o "$work/tail" ./bench/tail; }
+client=()
+# shellcheck disable=SC2034 # for the scripts
+latency_columns='p50 p99 p99.9 max lost bad late_p99.9'
+latencies() {
+    # Lines as "p99.9  1.234 ms  sent late by 0.123 ms", and "lost  5".
+    "${client[@]}" "$work/tail" -server "127.0.0.1:$1" -d "$work/queries" -rate "$2" -time "${3}s" "${@:4}" |
+        awk '{ v[$1] = $2; late[$1] = $(NF - 1) }
+            END { print v["p50"], v["p99"], v["p99.9"], v["max"], v["lost"], v["bad"], late["p99.9"] }'
+}
 
 # result LABEL FILE prints the number behind a label of dnsperf's summary.
 result() { sed -n "s/^ *$1: *\([0-9.]*\).*/\1/p" "$2"; }

@@ -27,23 +27,21 @@ while getopts d:r:q:t:b:c:h option; do
     esac
 done
 shift $((OPTIND - 1))
-for n in "$seconds" "$rounds" "$rate" "$tail_seconds"; do
-    [[ $n =~ ^[1-9][0-9]*$ ]] || die "options take a whole number from 1"
-done
+whole "$seconds" "$rounds" "$rate" "$tail_seconds"
 servers=("$@")
 ((${#servers[@]})) || servers=(echo fastpath fastpath-kubeadm optcache optcache-kubeadm cache cache-kubeadm unbound dnsdist recursor)
 
 cd "$(dirname "$0")/.."
 
 need dnsperf dnsperf
-need taskset util-linux
 need cc gcc
-taskset -c 0,1 true 2>/dev/null || die "needs cores 0 and 1"
+two_cores
 build
 
 readonly names=1000 server_core=0 client_core=1
 cc -O2 -o "$work/echo" bench/echo/echo.c
-CGO_ENABLED=0 go build -buildvcs=false -o "$work/tail" ./bench/tail
+client=(taskset -c $client_core)
+build_tail
 queries $names >"$work/queries"
 upstream taskset -c $client_core
 
@@ -114,11 +112,9 @@ measure() {
 
 # at_rate SERVER prints the latencies at the fixed rate.
 at_rate() {
-    local options=(-server "127.0.0.1:${port[dns]}" -d "$work/queries" -rate "$rate" -time "${tail_seconds}s" -sockets 100)
+    local options=(-sockets 100)
     [[ $1 != echo ]] || options+=(-empty)
-    # Lines as "p99.9  1.234 ms  sent late by 0.123 ms", and "lost  5".
-    taskset -c $client_core "$work/tail" "${options[@]}" |
-        awk '{ v[$1] = $2; late[$1] = $(NF - 1) } END { print v["p50"], v["p99"], v["p99.9"], v["lost"], late["p99.9"] }'
+    latencies "${port[dns]}" "$rate" "$tail_seconds" "${options[@]}"
 }
 
 # lossless prints the highest rate, in queries per second, at which nothing is lost in two seconds.
@@ -138,7 +134,8 @@ lossless() {
     echo "$best"
 }
 
-record server round cpu_us user_us system_us queries_per_s p50 p99 p99.9 lost late_p99.9 lossless
+# shellcheck disable=SC2086 # one field each
+record server round cpu_us user_us system_us queries_per_s $latency_columns lossless
 there=()
 for ((round = 1; round <= rounds; round++)); do
     for server in "${servers[@]}"; do

@@ -27,15 +27,13 @@ while getopts n:q:d:r:pb:c:h option; do
         *) usage >&2; exit 2 ;;
     esac
 done
-for n in "$names" "$rate" "$seconds" "$rounds"; do
-    [[ $n =~ ^[1-9][0-9]*$ ]] || die "options take a whole number from 1"
-done
+whole "$names" "$rate" "$seconds" "$rounds"
 
 cd "$(dirname "$0")/.."
 need dnsperf dnsperf
 need zstd zstd
 build
-CGO_ENABLED=0 go build -buildvcs=false -o "$work/tail" ./bench/tail
+build_tail
 queries "$names" >"$work/queries"
 upstream
 
@@ -81,16 +79,16 @@ for _ in 1 2; do # once more for what got lost
     fill
 done
 
-record writing round p50 p99 p99.9 lost duration
+# shellcheck disable=SC2086 # one field each
+record writing round $latency_columns duration
 for ((round = 1; round <= rounds; round++)); do
     for writing in no yes; do
         printf '\rround %d of %d, writing: %-4s' "$round" "$rounds" "$writing" >&2
         if [[ $writing = yes ]]; then interval 1s; else interval 0; fi
         sleep 1
-        "$work/tail" -server "127.0.0.1:$dns" -d "$work/queries" -rate "$rate" -time "${seconds}s" >"$work/result"
-        # shellcheck disable=SC2046 # one field each
-        record $writing "$round" $(awk '{ v[$1] = $2 } END { print v["p50"], v["p99"], v["p99.9"], v["lost"] }' "$work/result") \
-            "$(exact "$metrics" coredns_optcache_snapshot_duration_seconds)"
+        figures=$(latencies "$dns" "$rate" "$seconds")
+        # shellcheck disable=SC2086 # one field each
+        record $writing "$round" $figures "$(exact "$metrics" coredns_optcache_snapshot_duration_seconds)"
     done
 done
 interval 0 # and nobody asks

@@ -17,12 +17,12 @@ while getopts d:h option; do
         *) usage >&2; exit 2 ;;
     esac
 done
-[[ $seconds =~ ^[1-9][0-9]*$ ]] || die "options take a whole number from 1"
+whole "$seconds"
 
 cd "$(dirname "$0")/.."
 need dnsperf dnsperf
 need perf linux-perf
-need taskset util-linux
+two_cores
 binary=$work/coredns # with its symbols
 CGO_ENABLED=0 go build -buildvcs=false -o "$binary" ./cmd/coredns
 queries 1000 >"$work/queries"

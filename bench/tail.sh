@@ -23,21 +23,19 @@ while getopts d:r:q:n:b:c:h option; do
         *) usage >&2; exit 2 ;;
     esac
 done
-for n in "$seconds" "$rounds" "$rate" "$names"; do
-    [[ $n =~ ^[1-9][0-9]*$ ]] || die "options take a whole number from 1"
-done
+whole "$seconds" "$rounds" "$rate" "$names"
 
 cd "$(dirname "$0")/.."
 
 need dnsperf dnsperf
-need taskset util-linux
-taskset -c 0,1 true 2>/dev/null || die "needs cores 0 and 1"
+two_cores
 build
 
 readonly server_core=0 client_core=1
 declare -A server_pid server_port
 
-CGO_ENABLED=0 go build -buildvcs=false -o "$work/tail" ./bench/tail
+client=(taskset -c $client_core)
+build_tail
 queries "$names" >"$work/queries"
 upstream taskset -c $server_core,$client_core
 
@@ -61,19 +59,17 @@ for cache in optcache cache; do
 done
 stop "$upstream_pid"
 
-record plugin round p50 p99 p99.9 max lost bad late_p99.9
+# shellcheck disable=SC2086 # one field each
+record plugin round $latency_columns
 for ((round = 1; round <= rounds; round++)); do
     for cache in optcache cache; do
         printf '\rround %d of %d: %-9s' "$round" "$rounds" "$cache" >&2
         kill -CONT "${server_pid[$cache]}"
         sleep 1
-        taskset -c $client_core "$work/tail" -server "127.0.0.1:${server_port[$cache]}" \
-            -d "$work/queries" -rate "$rate" -time "${seconds}s" >"$work/result"
+        figures=$(latencies "${server_port[$cache]}" "$rate" "$seconds")
         kill -STOP "${server_pid[$cache]}"
-        # Lines as "p99.9  1.234 ms  sent late by 0.123 ms", and "lost  5".
-        # shellcheck disable=SC2046 # one field each
-        record "$cache" "$round" $(awk '{ v[$1] = $2; late[$1] = $(NF - 1) }
-            END { print v["p50"], v["p99"], v["p99.9"], v["max"], v["lost"], v["bad"], late["p99.9"] }' "$work/result")
+        # shellcheck disable=SC2086 # one field each
+        record "$cache" "$round" $figures
     done
 done
 printf '\r%-30s\r' '' >&2
