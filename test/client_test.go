@@ -36,6 +36,17 @@ func query(name string, qtype uint16) *dns.Msg {
 	return new(dns.Msg).SetQuestion(name, qtype)
 }
 
+// hostName is the name of one of many hosts, and askHosts asks for the first n of them.
+func hostName(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
+
+func askHosts(t testing.TB, s *server, n int) {
+	t.Helper()
+	send := overUDP(s.addr("dns"))
+	for i := range n {
+		ask(t, send, query(hostName(i), dns.TypeA))
+	}
+}
+
 // edns adds an OPT to a query.
 func edns(m *dns.Msg, size uint16, do bool) *dns.Msg { return m.SetEdns0(size, do) }
 

@@ -75,7 +75,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = start(t, corefile)
-	if !s.waitFor("Has read 100 answers") {
+	if !s.waitFor(fmt.Sprintf("Has read %d answers", few)) {
 		t.Fatal("the answers have not been read")
 	}
 	ask(t, overUDP(s.addr("dns")), query(names[0], dns.TypeA)) // series come with the first request

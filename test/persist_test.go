@@ -9,8 +9,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
 // A restart finds in the file what was there before: after SIGTERM, with the snapshot of the end; after SIGKILL, with
@@ -21,16 +19,8 @@ func TestRestartKeepsAnswers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "answers.zst")
 	corefile := block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache {\n\t\tcache_file_path "+path+" 1s\n\t}")
 	const names = 300
-	name := func(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
-	askAll := func(s *server) {
-		t.Helper()
-		send := overUDP(s.addr("dns"))
-		for i := range names {
-			ask(t, send, query(name(i), dns.TypeA))
-		}
-	}
 	s := start(t, corefile)
-	askAll(s)
+	askHosts(t, s, names)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		eventually(t, func() error {
 			if n := sum(t, s.addr("metrics"), "coredns_optcache_snapshot_entries"); n != names {
@@ -45,16 +35,12 @@ func TestRestartKeepsAnswers(t *testing.T) {
 		if !s.waitFor(fmt.Sprintf("Has read %d answers", names)) {
 			t.Fatal("the answers have not been read")
 		}
-		askAll(s)
+		askHosts(t, s, names)
 		if n := sum(t, s.addr("metrics"), "coredns_optcache_snapshot_loaded_entries"); n != names {
 			t.Errorf("/metrics tells of %v answers that were read", n)
 		}
 	}
-	for i := range names {
-		if n := u.count(name(i), dns.TypeA); n != 1 {
-			t.Fatalf("the upstream was asked %d times for %s", n, name(i))
-		}
-	}
+	askedOnce(t, u, names)
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}

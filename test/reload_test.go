@@ -107,9 +107,7 @@ func TestReload(t *testing.T) {
 		if got := ttl(t, ask(t, send, query(fmt.Sprintf("after-%d.example.org.", i), dns.TypeA))); got != uint32(300-i) {
 			t.Errorf("after reload %d an answer has TTL %d", i, got)
 		}
-		for n := range 200 {
-			ask(t, send, query(fmt.Sprintf("host-%d.example.org.", n), dns.TypeA))
-		}
+		askHosts(t, s, 200)
 	}
 
 	stop := steady(t, s, query("www.example.org.", dns.TypeA))
@@ -315,25 +313,19 @@ func TestReloadKeepsAnswers(t *testing.T) {
 	}
 	const names, rounds = 500, 2
 	s := start(t, corefile("success 5000"))
-	name := func(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
-	send := overUDP(s.addr("dns"))
-	for i := range names {
-		ask(t, send, query(name(i), dns.TypeA))
-	}
-	stop := steady(t, s, query(name(0), dns.TypeA))
+	askHosts(t, s, names)
+	stop := steady(t, s, query(hostName(0), dns.TypeA))
 	for range rounds {
 		for _, options := range variants {
 			s.write(corefile(options))
 			s.reload(reloaded)
-			for i := range names {
-				ask(t, send, query(name(i), dns.TypeA))
-			}
+			askHosts(t, s, names)
 		}
 	}
 	stop()
 	again := 0
 	for i := range names {
-		again += u.count(name(i), dns.TypeA) - 1
+		again += u.count(hostName(i), dns.TypeA) - 1
 	}
 	if again != 0 {
 		t.Errorf("the upstream was asked %d times for what was in the cache", again)
@@ -352,7 +344,6 @@ func TestReloadStorm(t *testing.T) {
 	if testing.Short() {
 		reloads = 10
 	}
-	name := func(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
 	for _, c := range []struct{ name, options string }{{"chain", ""}, {"fastpath", "\n\t\tfastpath 2"}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -361,22 +352,15 @@ func TestReloadStorm(t *testing.T) {
 				return block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", fmt.Sprintf("optcache {\n\t\tsuccess %d%s\n\t}", capacity, c.options))
 			}
 			s := start(t, corefile(5000))
-			send := overUDP(s.addr("dns"))
-			for i := range names {
-				ask(t, send, query(name(i), dns.TypeA))
-			}
-			loaded := load(t, s, names, name)
+			askHosts(t, s, names)
+			loaded := load(t, s, names)
 			i := 0
 			for ; i < reloads || !loaded.done(); i++ {
 				s.write(corefile(5000 + i/5%2*1000)) // five times the same, then another make
 				s.reload(reloaded)
 			}
-			for i := range names {
-				ask(t, send, query(name(i), dns.TypeA))
-				if n := u.count(name(i), dns.TypeA); n != 1 {
-					t.Fatalf("the upstream was asked %d times for %s", n, name(i))
-				}
-			}
+			askHosts(t, s, names)
+			askedOnce(t, u, names)
 			if n := sum(t, s.addr("metrics"), "coredns_optcache_reload_kept_entries"); n != names {
 				t.Errorf("the last reload has kept %v answers, want %d", n, names)
 			}
@@ -390,17 +374,13 @@ func TestReloadStorm(t *testing.T) {
 func TestConcurrentReloads(t *testing.T) {
 	t.Parallel()
 	const names, senders = 100, 8
-	name := func(i int) string { return fmt.Sprintf("host-%d.example.org.", i) }
 	u := newUpstream(t)
 	corefile := func(capacity int) string {
 		return block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", fmt.Sprintf("optcache {\n\t\tsuccess %d\n\t\tfastpath 2\n\t}", capacity))
 	}
 	s := start(t, corefile(5000))
-	send := overUDP(s.addr("dns"))
-	for i := range names {
-		ask(t, send, query(name(i), dns.TypeA))
-	}
-	loaded := load(t, s, names, name)
+	askHosts(t, s, names)
+	loaded := load(t, s, names)
 	var wg sync.WaitGroup
 	for sender := range senders {
 		wg.Go(func() {
@@ -416,11 +396,7 @@ func TestConcurrentReloads(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	for i := range names {
-		if n := u.count(name(i), dns.TypeA); n != 1 {
-			t.Fatalf("the upstream was asked %d times for %s", n, name(i))
-		}
-	}
+	askedOnce(t, u, names)
 	t.Logf("%d queries, %d reloads", loaded.sent(), strings.Count(s.out.String(), reloaded))
 }
 
@@ -432,7 +408,7 @@ type loading struct {
 }
 
 // load has dnsperf ask for names. It skips the test where there is none.
-func load(t *testing.T, s *server, names int, name func(int) string) *loading {
+func load(t *testing.T, s *server, names int) *loading {
 	t.Helper()
 	dnsperf, err := exec.LookPath("dnsperf")
 	if err != nil {
@@ -441,7 +417,7 @@ func load(t *testing.T, s *server, names int, name func(int) string) *loading {
 	file := filepath.Join(t.TempDir(), "queries")
 	var lines strings.Builder
 	for i := range names {
-		fmt.Fprintln(&lines, name(i), "A")
+		fmt.Fprintln(&lines, hostName(i), "A")
 	}
 	if err := os.WriteFile(file, []byte(lines.String()), 0o600); err != nil {
 		t.Fatal(err)

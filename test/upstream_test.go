@@ -74,6 +74,16 @@ func (u *upstream) count(name string, qtype uint16) (n int) {
 	return n
 }
 
+// askedOnce fails the test unless the upstream was asked once for each of the first n hosts.
+func askedOnce(t testing.TB, u *upstream, n int) {
+	t.Helper()
+	for i := range n {
+		if times := u.count(hostName(i), dns.TypeA); times != 1 {
+			t.Fatalf("the upstream was asked %d times for %s", times, hostName(i))
+		}
+	}
+}
+
 // ServeDNS implements dns.Handler.
 func (u *upstream) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 	q := r.Question[0]
