@@ -68,6 +68,11 @@ func TestFullDisk(t *testing.T) {
 		}
 	}
 
+	// A snapshot may have been written while the names came in, as long as there was room.
+	kept := metric("entries")
+	if kept < few || kept >= few+many {
+		t.Errorf("%v entries in the last snapshot", kept)
+	}
 	s.stopped = true
 	s.signal(syscall.SIGKILL)
 	<-s.exited
@@ -75,7 +80,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	s = start(t, corefile)
-	if !s.waitFor(fmt.Sprintf("Has read %d answers", few)) {
+	if !s.waitFor(fmt.Sprintf("Has read %v answers", kept)) {
 		t.Fatal("the answers have not been read")
 	}
 	ask(t, overUDP(s.addr("dns")), query(names[0], dns.TypeA)) // series come with the first request
