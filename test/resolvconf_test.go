@@ -36,7 +36,7 @@ func TestMakeRunWithoutResolvers(t *testing.T) {
 			t.Parallel()
 			c := local(t, readFile(t, filepath.Join(root, "Corefile")), "")
 			s := start(t, c.text, resolvConfVar+"="+path, "OPTCACHE_UPSTREAMS=")
-			if !strings.HasPrefix(name, "points") && !strings.Contains(s.out.String(), "no usable resolver") {
+			if !strings.HasPrefix(name, "points") && !strings.Contains(s.out.String(), "No usable resolver") {
 				t.Error("the log does not say that there is no resolver")
 			}
 			seenFromMemory(t, s, c, localBlock{"p1053", "www.example.org."})

@@ -85,7 +85,7 @@ func system() []string {
 	}
 	found := usable(text, ofThisMachine, answers)
 	if len(found) == 0 {
-		clog.Infof("%s=%s: no usable resolver in %s", upstreamsVar, embedded, path)
+		clog.Infof("No usable resolver in %s: a Corefile that asks for {$%s1} gets %s", path, slotVar, embedded)
 		return []string{embedded}
 	}
 	return found
