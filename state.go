@@ -25,6 +25,9 @@ const (
 	maxPopularity  = 1<<popularityBits - 1
 	msMask         = 1<<(64-popularityBits) - 1
 
+	// clocksDiffer is by how many ms at the most one request's time is ahead of another one's.
+	clocksDiffer = 10_000
+
 	// stateBytes is the memory of an entry's words.
 	stateBytes = stateWords * wordBytes
 )
@@ -74,8 +77,12 @@ func (st *store) countRequest(s *scratch, now int64, gap time.Duration, most uin
 	for {
 		old := atomic.LoadUint64(w)
 		hits := oneMore(old, now, gap, most)
+		next := old&^maxPopularity | uint64(hits) // the later time stays
+		if sincePopular(old, now) > 0 {
+			next = packPopularity(now, hits)
+		}
 		// Once the count has stopped, this writes no more than once for each tick of the clock.
-		if next := packPopularity(now, hits); next == old || atomic.CompareAndSwapUint64(w, old, next) {
+		if next == old || atomic.CompareAndSwapUint64(w, old, next) {
 			return hits
 		}
 	}
@@ -94,12 +101,21 @@ func (st *store) popularity(s *scratch, now int64, gap time.Duration, most uint3
 // now.
 func oneMore(popularity uint64, now int64, gap time.Duration, most uint32) uint32 {
 	hits := uint32(popularity & maxPopularity)
-	// A difference of times that have wrapped round is right all the same.
-	since := time.Duration((uint64(now/1e6)-popularity>>popularityBits)&msMask) * time.Millisecond
-	if since > gap {
+	if time.Duration(sincePopular(popularity, now))*time.Millisecond > gap {
 		hits = 0
 	}
 	return min(hits+1, most)
+}
+
+// sincePopular returns how many ms before now an entry with that popularity was asked for; 0 if somebody whose clock
+// is a tick ahead was faster.
+func sincePopular(popularity uint64, now int64) uint64 {
+	// A difference of times that have wrapped round is right all the same.
+	since := (uint64(now/1e6) - popularity>>popularityBits) & msMask
+	if since > msMask-clocksDiffer {
+		return 0
+	}
+	return since
 }
 
 // mayRetry reports whether a refresh of the entry in s may be tried.
