@@ -565,7 +565,10 @@ func TestExpiredDenialDoesNotBlockTheNewAnswer(t *testing.T) {
 // Extended DNS Errors are for clients with EDNS, and for answers that need explaining.
 func TestExtendedErrors(t *testing.T) {
 	soa := "example.org. 60 IN SOA ns.example.org. root.example.org. 1 7200 900 1209600 60"
-	const none = -1
+	const (
+		none      = -1
+		otherFlag = 0x4000 // of EDNS
+	)
 	tests := []struct {
 		name  string
 		first *dns.Msg
@@ -598,6 +601,7 @@ func TestExtendedErrors(t *testing.T) {
 						r := asking("host.example.org.", dns.TypeA)
 						if edns {
 							r.SetEdns0(1232, false)
+							r.IsEdns0().Hdr.Ttl |= otherFlag
 						}
 						ask(serverContext(t), h, r, udp4Client)
 						time.Sleep(tc.age)
@@ -616,6 +620,10 @@ func TestExtendedErrors(t *testing.T) {
 								if e, ok := option.(*dns.EDNS0_EDE); ok {
 									got = int(e.InfoCode)
 								}
+							}
+							// CoreDNS keeps it in a reply that has no OPT record of its own.
+							if kept := opt.Hdr.Ttl&otherFlag != 0; kept == (got != none) {
+								t.Errorf("flag next to DO kept: %v, %v", kept, m)
 							}
 						}
 						if got != want {

@@ -197,8 +197,13 @@ func (s *scratch) packet(q *query, ttl uint32, ad bool, ede uint16) []byte {
 	n := s.body + e.bodyLen
 	if q.edns {
 		additional++
-		// The flags that CoreDNS keeps of the request's: DO and what may come beside it.
-		wire.PutOPT(s.out[n:], q.space, q.optFlags&0xff00)
+		// The flags that CoreDNS keeps of the request's: DO, and beside it what may come in the same byte unless
+		// the reply has an OPT record of its own, for an option.
+		keep := uint16(0xff00)
+		if ede != edeNone {
+			keep = wire.FlagDO
+		}
+		wire.PutOPT(s.out[n:], q.space, q.optFlags&keep)
 		n += wire.OPTLen
 		if ede != edeNone {
 			wire.AddEDE(s.out[n-wire.OPTLen:], ede)
