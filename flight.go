@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin/metadata"
 
 	"github.com/miekg/dns"
@@ -19,7 +20,9 @@ import (
 //
 // What lands is one of: an answer, from which each waiter's reply is made for its own bits, letters,
 // size and transport; a failure, which all share, so that it is not followed by a flood of retries;
-// or nothing, when the leader was cancelled or panicked, upon which one of the waiters takes off.
+// or nothing, when the leader was cancelled or panicked, upon which one of the waiters takes off. An answer
+// that upstreams give or not by how they are asked, such as one that is cut off or a refusal, is only for those
+// who ask in the same manner.
 
 const (
 	flightShards = 64
@@ -27,9 +30,6 @@ const (
 	// waitersInAll is how many requests may wait in all, as a multiple of those that may wait for
 	// one flight. Beyond that each goes on its own.
 	waitersInAll = 100
-
-	// maxRounds is how many truncated answers that do not fit it a request waits for.
-	maxRounds = 3
 )
 
 // flights are those that are under way in one instance.
@@ -48,6 +48,7 @@ type flightShard struct {
 // flight is one question that is on its way to the next plugin.
 type flight struct {
 	key     *key
+	manner  manner        // if it is for those only who ask so; otherwise zero
 	leaders int           // requests that brought it to the next plugin and are not back
 	waiters int           // requests that wait for it
 	again   bool          // there has been a second leader, because the first one took too long
@@ -65,9 +66,62 @@ type landing struct {
 	kept      bool     // it is in the store
 	refreshed bool     // a stale entry was verified, and this is better
 	wildcard  string   // the name that it was made from
-	space     int      // the size of the leader's largest reply, in bytes
+	only      *manner  // if it is for those only who ask like the leader
 	rcode     int      // of a failure
 	err       error
+}
+
+// manner is how a question is asked, as far as the key does not say so and upstreams may care.
+type manner struct {
+	tcp     bool
+	space   int // the size of the largest reply that the client takes, in bytes
+	rd      bool
+	edns    bool
+	options bool // there are EDNS options
+}
+
+func mannerOf(w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT) manner {
+	_, tcp := w.RemoteAddr().(*net.TCPAddr)
+	return manner{
+		tcp: tcp, space: replySpace(w, opt), rd: r.RecursionDesired,
+		edns: opt != nil, options: opt != nil && len(opt.Option) > 0,
+	}
+}
+
+// replySpace is the size in bytes of the largest reply that a client takes.
+func replySpace(w dns.ResponseWriter, opt *dns.OPT) int {
+	if _, tcp := w.RemoteAddr().(*net.TCPAddr); tcp {
+		return maxMessage
+	}
+	if opt == nil {
+		return dns.MinMsgSize
+	}
+	return max(dns.MinMsgSize, int(opt.UDPSize()))
+}
+
+// isFor reports whether the answer is one for who asks in that manner.
+func (l *landing) isFor(m manner) bool {
+	return l.only == nil || *l.only == m && !m.options
+}
+
+// id is what flights are known by. Few that are under way at the same time have the same one.
+func (f *flight) id() uint64 {
+	m := &f.manner
+	bits := uint64(m.space) << 4
+	for i, set := range [...]bool{m.tcp, m.rd, m.edns, m.options} {
+		if set {
+			bits |= 1 << i
+		}
+	}
+	return f.key.hash ^ bits*0x9e3779b97f4a7c15 // 2^64 over the golden ratio
+}
+
+// goesAlone reports whether a request has to reach the next plugin itself. Plugins look things up in the server
+// that they are part of: who is asked on behalf of another request may be asked for what that one, or one that
+// waits for it, is to bring. And the plugin loop finds a loop by its own queries, of type HINFO, coming back.
+func goesAlone(ctx context.Context, r *dns.Msg) bool {
+	depth, _ := ctx.Value(dnsserver.LoopKey{}).(int)
+	return depth > 0 || r.Question[0].Qtype == dns.TypeHINFO
 }
 
 // outcome says what a waiter has to do.
@@ -93,16 +147,16 @@ const (
 	alone             // it goes without a flight
 )
 
-func (fs *flights) shard(f *flight) *flightShard { return &fs.shards[f.key.hash>>32%flightShards] }
+func (fs *flights) shard(f *flight) *flightShard { return &fs.shards[f.id()>>32%flightShards] }
 
 // join takes off with f, unless there is such a flight already, which it returns.
 func (fs *flights) join(f *flight, mayWait bool) (*flight, role) {
 	sh := fs.shard(f)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	other := sh.m[f.key.hash]
+	other := sh.m[f.id()]
 	switch {
-	case other != nil && !other.key.equal(f.key):
+	case other != nil && (!other.key.equal(f.key) || other.manner != f.manner):
 		return nil, alone
 	case other != nil && !mayWait:
 		return other, busy
@@ -110,7 +164,7 @@ func (fs *flights) join(f *flight, mayWait bool) (*flight, role) {
 		if sh.m == nil {
 			sh.m = make(map[uint64]*flight)
 		}
-		sh.m[f.key.hash] = f
+		sh.m[f.id()] = f
 		f.leaders = 1
 		return f, leads
 	case fs.waiting.Load() >= int64(fs.waiters)*waitersInAll:
@@ -178,32 +232,32 @@ func (fs *flights) end(f *flight, answer bool) chan struct{} {
 		return nil
 	}
 	f.landed = true
-	if sh.m[f.key.hash] == f { // a flight that was full has a successor
-		delete(sh.m, f.key.hash)
+	if sh.m[f.id()] == f { // a flight that was full has a successor
+		delete(sh.m, f.id())
 	}
 	return f.done
 }
 
-// await waits for a flight to end, for twice the time that the options say: when it is up for the
-// first time, one of those that wait asks again for all of them.
-func (fs *flights) await(ctx context.Context, f *flight) outcome {
+// await waits for a flight to end, up to the deadline. When it takes as long as the options say, one of those that
+// wait asks again for all of them.
+func (fs *flights) await(ctx context.Context, f *flight, deadline time.Time) outcome {
 	defer fs.leave(f)
-	timer := time.NewTimer(fs.wait)
+	timer := time.NewTimer(min(fs.wait, time.Until(deadline)))
 	defer timer.Stop()
-	for late := false; ; late = true {
+	for {
 		select {
 		case <-f.done:
 			return f.outcome
 		case <-ctx.Done():
 			return gone
 		case <-timer.C:
-			if late {
+			if !time.Now().Before(deadline) {
 				return tooLate
 			}
 			if fs.relaunch(f) {
 				return relaunched
 			}
-			timer.Reset(fs.wait)
+			timer.Reset(time.Until(deadline))
 		}
 	}
 }
@@ -245,7 +299,8 @@ func (o *Optcache) coalesced(ctx context.Context, rw *writer, r *dns.Msg, s *scr
 			srv.add(stripe, countMiss, 1)
 		}
 	}()
-	for rounds := 0; rounds < maxRounds; {
+	var deadline time.Time // of all its waiting, for one flight or several
+	for {
 		f, role := o.flights.join(&rw.own, true)
 		if role == leads {
 			rw.flight = f
@@ -271,10 +326,16 @@ func (o *Optcache) coalesced(ctx context.Context, rw *writer, r *dns.Msg, s *scr
 		}
 
 		srv.add(stripe, countCoalesced, 1)
-		switch o.flights.await(ctx, f) {
+		if deadline.IsZero() {
+			deadline = time.Now().Add(2 * o.coalesce.wait)
+		}
+		switch o.flights.await(ctx, f, deadline) {
 		case answered:
-			if f.answer.Truncated && f.space != replySpace(rw.ResponseWriter, opt) {
-				rounds++
+			if !f.isFor(rw.manner) {
+				if rw.own.manner == rw.manner {
+					return o.ask(ctx, rw, r)
+				}
+				rw.own.manner = rw.manner // from now on, for its like only
 				continue
 			}
 			return o.share(ctx, rw.ResponseWriter, r, opt, &f.landing)
@@ -292,7 +353,6 @@ func (o *Optcache) coalesced(ctx context.Context, rw *writer, r *dns.Msg, s *scr
 			return o.lead(ctx, rw, r)
 		}
 	}
-	return o.ask(ctx, rw, r)
 }
 
 // lead asks the next plugin with a flight and makes sure that it ends.
@@ -336,17 +396,6 @@ func (o *Optcache) share(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, 
 		return dns.RcodeServerFailure, err
 	}
 	return dns.RcodeSuccess, nil
-}
-
-// replySpace is the size in bytes of the largest reply that a client takes.
-func replySpace(w dns.ResponseWriter, opt *dns.OPT) int {
-	if _, tcp := w.RemoteAddr().(*net.TCPAddr); tcp {
-		return maxMessage
-	}
-	if opt == nil {
-		return dns.MinMsgSize
-	}
-	return max(dns.MinMsgSize, int(opt.UDPSize()))
 }
 
 func setWildcard(ctx context.Context, name string) {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/cache"
 	"github.com/coredns/coredns/plugin/metadata"
@@ -572,4 +574,156 @@ func TestCoalescingUnderStress(t *testing.T) {
 	}
 	c.wg.Wait()
 	nobodyWaits(t, h)
+}
+
+// What an upstream answers by how it is asked is for those who ask in the same way; the others get what they would
+// get if they asked alone.
+func TestAnswersToAMannerAreNotForOthers(t *testing.T) {
+	plain := func() *dns.Msg { return asking("host.example.org.", dns.TypeA) }
+	large := func() *dns.Msg { return plain().SetEdns0(65535, false) }
+	const asWell = 10
+	for name, tc := range map[string]struct {
+		leader, other       func() *dns.Msg
+		leaderAddr, address net.Addr
+		rcode               int // of the leader's answer, and that of those who ask like it
+		queries             int32
+	}{
+		"RD": {func() *dns.Msg {
+			m := plain()
+			m.RecursionDesired = false
+			return m
+		}, plain, udp4Client, udp4Client, dns.RcodeRefused, 2},
+		"EDNS": {large, plain, udp4Client, udp4Client, dns.RcodeFormatError, 2},
+		"options": {func() *dns.Msg {
+			m := large()
+			m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_LOCAL{Code: dns.EDNS0LOCALSTART}}
+			return m
+		}, large, udp4Client, udp4Client, dns.RcodeFormatError, 2 + asWell}, // nobody else has these options, as far as we know
+		"TCP": {large, large, udp4Client, tcp4Client, dns.RcodeSuccess, 2},
+	} {
+		inBubble(t, name, func(t *testing.T) {
+			up := &slowly{takes: time.Second, reply: func(_ context.Context, n int, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+				m := new(dns.Msg).SetRcode(r, tc.rcode)
+				opt, other := r.IsEdns0(), tc.other().IsEdns0()
+				alike := r.RecursionDesired && (opt == nil) == (other == nil) && (opt == nil || len(opt.Option) == 0)
+				switch {
+				case name == "TCP" && w.RemoteAddr().Network() == "udp":
+					m.Truncated = true
+				case name == "TCP" || alike:
+					m.Rcode = dns.RcodeSuccess
+					m.Answer = parsed("host.example.org. 300 IN A 192.0.2.1")
+				}
+				return 0, w.WriteMsg(m)
+			}}
+			h := startNamed(t, "manner/"+name, coalescing(100), up)
+			var c crowd
+			ctx := serverContext(t)
+			c.add(ctx, h, tc.leader(), &wireWriter{addr: tc.leaderAddr})
+			synctest.Wait()
+			for range asWell {
+				c.add(ctx, h, tc.leader(), &wireWriter{addr: tc.leaderAddr})
+				c.add(ctx, h, tc.other(), &wireWriter{addr: tc.address})
+			}
+			c.wg.Wait()
+			for i, w := range c.members {
+				m := unpacked(t, w.only(t))
+				if good := m.Rcode == dns.RcodeSuccess && !m.Truncated; good != (i > 0 && i%2 == 0) {
+					t.Errorf("client %d: %v", i, m)
+				}
+			}
+			if n := up.asked.Load(); n > tc.queries {
+				t.Errorf("%d queries, want %d at most", n, tc.queries)
+			}
+			nobodyWaits(t, h)
+		})
+	}
+}
+
+// A plugin behind may ask the server again on behalf of a request. That must not wait for what the request itself is
+// to bring.
+func TestRequestsOfRequestsDoNotWait(t *testing.T) {
+	for name, change := range map[string]func(*options){
+		"miss": func(*options) {},
+		"verify": func(o *options) {
+			o.stale = staleOptions{upTo: time.Hour, verify: true}
+		},
+	} {
+		inBubble(t, name, func(t *testing.T) {
+			const deepest = 8
+			var h *Optcache
+			up := &slowly{}
+			up.reply = func(ctx context.Context, n int, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+				if name == "verify" && n == 1 {
+					return addressUpstream(ctx, w, r)
+				}
+				depth, _ := ctx.Value(dnsserver.LoopKey{}).(int)
+				if depth == deepest {
+					return dns.RcodeServerFailure, errUpstream
+				}
+				_, _, err := ask(context.WithValue(ctx, dnsserver.LoopKey{}, depth+1), h, r, tcp4Client)
+				return dns.RcodeServerFailure, err
+			}
+			o := coalescing(100)
+			change(&o)
+			h = startNamed(t, "nested/"+name, o, up)
+			ctx := serverContext(t)
+			r := asking("www.example.org.", dns.TypeA)
+			want := int32(1 + deepest)
+			if name == "verify" {
+				ask(ctx, h, r, udp4Client)
+				time.Sleep(90 * time.Minute) // it has been dead for half an hour
+				want++
+			}
+			start := time.Now()
+			ask(ctx, h, r, udp4Client)
+			if took := time.Since(start); took > 0 {
+				t.Errorf("it took %v", took)
+			}
+			if n := up.asked.Load(); n != want {
+				t.Errorf("%d queries, want %d", n, want)
+			}
+			nobodyWaits(t, h)
+		})
+	}
+}
+
+// The plugin loop sees its own queries come back, each of them.
+func TestQueriesOfTheLoopPluginDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		up := &slowly{takes: time.Second, reply: func(_ context.Context, _ int, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+			return 0, w.WriteMsg(new(dns.Msg).SetRcode(r, dns.RcodeNameError))
+		}}
+		h := startNamed(t, "loop", coalescing(100), up)
+		var c crowd
+		for range 3 {
+			c.add(serverContext(t), h, asking("1.2.example.org.", dns.TypeHINFO), &wireWriter{addr: udp4Client})
+		}
+		c.wg.Wait()
+		if n := up.asked.Load(); n != 3 {
+			t.Errorf("%d of 3 queries came through", n)
+		}
+	})
+}
+
+// Who has waited for one flight has less time for the next one.
+func TestTimeToWaitIsForAllFlights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := &flights{coalesceOptions: coalesceOptions{waiters: 10, wait: 2 * time.Second}}
+		leader, waiter := &flight{key: new(key)}, &flight{key: new(key)}
+		fs.join(leader, true)
+		begun := time.Now()
+		time.Sleep(1500 * time.Millisecond)
+		deadline := begun.Add(4 * time.Second)
+		for _, want := range []struct {
+			outcome outcome
+			at      time.Duration
+		}{{relaunched, 3500 * time.Millisecond}, {tooLate, 4 * time.Second}, {tooLate, 4 * time.Second}} {
+			if f, role := fs.join(waiter, true); role != waits || f != leader {
+				t.Fatal("it does not wait")
+			}
+			if got := fs.await(t.Context(), leader, deadline); got != want.outcome || time.Since(begun) != want.at {
+				t.Errorf("outcome %d after %v, want %d after %v", got, time.Since(begun), want.outcome, want.at)
+			}
+		}
+	})
 }

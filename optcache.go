@@ -191,7 +191,7 @@ func (o *Optcache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 		return o.hit(ctx, w, r, opt, s, srv, now)
 	}
 	rw := o.newWriter(ctx, w, r, opt, s, srv, forMiss)
-	if o.coalesce.waiters > 0 {
+	if o.coalesce.waiters > 0 && !goesAlone(ctx, r) {
 		return o.coalesced(ctx, rw, r, s, srv)
 	}
 	srv.add(s.stripe, countMiss, 1)

@@ -90,7 +90,7 @@ func (o *Optcache) verify(ctx context.Context, w dns.ResponseWriter, r *dns.Msg,
 	// One refresh at a time, if failures are remembered or nobody waits long.
 	single := o.stale.recheck > 0 || o.stale.timeout > 0
 	f, role := &rw.own, alone
-	if single || o.coalesce.waiters > 0 {
+	if single || o.coalesce.waiters > 0 && !goesAlone(ctx, r) {
 		f, role = o.flights.join(&rw.own, !single)
 	}
 	switch role {

@@ -22,7 +22,7 @@ type writer struct {
 	ctx     context.Context
 	server  *server
 	key     key     // of the request
-	space   int     // the size of its largest reply, in bytes
+	manner  manner  // in which it asks
 	ad      bool    // the client wants to know what is authenticated
 	purpose purpose // what the response is for
 
@@ -47,7 +47,7 @@ type writer struct {
 func (o *Optcache) newWriter(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, opt *dns.OPT, s *scratch, srv *server, p purpose) *writer {
 	rw := &writer{ResponseWriter: w, o: o, ctx: ctx, server: srv, key: s.key, ad: wantsAD(r, opt), purpose: p}
 	rw.own.key = &rw.key
-	rw.space = replySpace(w, opt)
+	rw.manner = mannerOf(w, r, opt)
 	if p == forStale {
 		rw.served = s.entry.flags.kind()
 	}
@@ -84,13 +84,13 @@ func (w *writer) WriteMsg(res *dns.Msg) error {
 	res.Ns = settle(res.Ns, ttl)
 	res.Extra = settle(res.Extra, ttl)
 
-	matches := w.matches(res)
+	matches, good := w.matches(res), keepable(res, kind)
 	var kept bool
 	var stored int64
 	var wildcard string
 	if !matches {
 		w.server.add(0, countDrop, 1)
-	} else if ttl > 0 && keepable(res, kind) {
+	} else if ttl > 0 && good {
 		// As in the built-in cache, a refresh keeps what it gets for an entry that was kept.
 		if c := classOf(kind); w.purpose != forMiss || !w.o.except[c].contain(w.key.name()) {
 			wildcard, stored = w.wildcard(), w.o.clock()
@@ -100,10 +100,14 @@ func (w *writer) WriteMsg(res *dns.Msg) error {
 	w.wrote = true
 	if w.flight != nil && deliver {
 		if matches && res.Rcode <= int(flagRcode) {
-			w.o.flights.land(w.flight, landing{
+			l := landing{
 				outcome: answered, answer: res, ttl: ttl, stored: stored, kept: kept,
-				refreshed: w.refreshed, wildcard: wildcard, space: w.space,
-			})
+				refreshed: w.refreshed, wildcard: wildcard,
+			}
+			if !good {
+				l.only = &w.manner
+			}
+			w.o.flights.land(w.flight, l)
 		} else if !matches {
 			w.o.flights.land(w.flight, landing{outcome: failed, answer: res, rcode: dns.RcodeServerFailure})
 		} else {

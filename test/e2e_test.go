@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 )
@@ -267,5 +268,21 @@ func TestVersionAndPlugins(t *testing.T) {
 	}
 	if out := runBinary(t, "-plugins"); !strings.Contains(out, "\noptcache\n") || !strings.Contains(out, "\ncache\n") {
 		t.Errorf("-plugins prints %q", out)
+	}
+}
+
+// The plugin loop finds a loop as it does behind the built-in cache: at once, and it ends the server.
+func TestLoopIsFound(t *testing.T) {
+	t.Parallel()
+	s := launch(t, ".:${dns} {\n\tbind 127.0.0.1\n\terrors\n\toptcache\n\tloop\n\tforward . 127.0.0.1:${dns}\n}\n")
+	defer s.kill()
+	s.stopped = true
+	if !s.waitFor("detected for zone") {
+		t.Fatalf("no loop is found: %s", s.out)
+	}
+	select {
+	case <-s.exited:
+	case <-time.After(patience):
+		t.Error("the server goes on")
 	}
 }
