@@ -89,6 +89,9 @@ func setup(c *caddy.Controller) error {
 			return nil
 		}
 		o.place = placeOf(c, cfg)
+		if all := caddy.Instances(); len(all) > 0 { // the last one is being started
+			o.of = all[len(all)-1]
+		}
 		return o.start(cfg.ViewName, cfg.Handlers())
 	})
 	c.OnRestart(instances.nextGeneration)
@@ -499,8 +502,14 @@ func fastArgs(c *caddy.Controller, o *fastOptions) error {
 	return err
 }
 
-// snapshotFiles is what a Corefile's snapshot files are stored under, by path: the keys of their server blocks.
-type snapshotFiles map[string]string
+// snapshotFiles is what a Corefile's snapshot files are stored under, by path: the server blocks that name them.
+type snapshotFiles map[string]fileOwner
+
+// fileOwner is a server block, as told from others with the same keys.
+type fileOwner struct {
+	index int
+	keys  string
+}
 
 // fileArgs reads PATH [INTERVAL].
 func fileArgs(c *caddy.Controller, o *fileOptions) error {
@@ -525,9 +534,9 @@ func fileArgs(c *caddy.Controller, o *fileOptions) error {
 		files = make(snapshotFiles)
 		c.Set(files.key(), files)
 	}
-	block := strings.Join(c.ServerBlockKeys, " ")
+	block := fileOwner{c.ServerBlockIndex, strings.Join(c.ServerBlockKeys, " ")}
 	if other, taken := files[o.path]; taken && other != block {
-		return c.Errf("cache_file_path: %q is the file of another server block, %s", words[0], other)
+		return c.Errf("cache_file_path: %q is the file of another server block, %s", words[0], other.keys)
 	}
 	files[o.path] = block
 	return nil

@@ -55,19 +55,30 @@ func TestRestartKeepsAnswers(t *testing.T) {
 	}
 }
 
-// Two blocks with one file are an error that names it.
+// Two blocks with one file are an error that names it, whatever the blocks differ in.
 func TestOneFileForTwoBlocks(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "answers")
-	conf := filepath.Join(t.TempDir(), "Corefile")
-	one := "%s:0 {\n\tbind 127.0.0.1\n\toptcache {\n\t\tcache_file_path " + path + "\n\t}\n\twhoami\n}\n"
-	if err := os.WriteFile(conf, []byte(fmt.Sprintf(one, "example.org")+fmt.Sprintf(one, "example.net")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), bin, "-conf", conf)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	if err == nil || !strings.Contains(string(out), conf+":11") || !strings.Contains(string(out), path) {
-		t.Errorf("%v: %s", err, out)
+	for name, blocks := range map[string][2]string{
+		"zones":     {"example.org:0 {\n\tbind 127.0.0.1", "example.net:0 {\n\tbind 127.0.0.1"},
+		"addresses": {".:0 {\n\tbind 127.0.0.1", ".:0 {\n\tbind 127.0.0.2"},
+		"views":     {".:0 {\n\tview one {\n\t\texpr false\n\t}", ".:0 {\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "answers")
+			rest := "\n\toptcache {\n\t\tcache_file_path " + path + "\n\t}\n\twhoami\n}\n"
+			first := blocks[0] + rest
+			text := first + blocks[1] + rest
+			line := strings.Count(text[:strings.LastIndex(text, path)], "\n") + 1
+			conf := filepath.Join(t.TempDir(), "Corefile")
+			if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(t.Context(), bin, "-conf", conf)
+			cmd.WaitDelay = time.Second
+			out, err := cmd.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), fmt.Sprintf("%s:%d", conf, line)) || !strings.Contains(string(out), path) {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
 	}
 }
