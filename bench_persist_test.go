@@ -42,8 +42,8 @@ func BenchmarkSnapshot(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.StartTimer()
-			k := &keeper{o: y.o}
-			if err := k.read(0, wall); err != nil || k.loaded.Load() != answers {
+			k := new(keeper)
+			if err := k.read(y.o, 0, wall); err != nil || k.loaded.Load() != answers {
 				b.Fatal(k.loaded.Load(), err)
 			}
 			b.StopTimer()

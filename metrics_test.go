@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -359,18 +360,25 @@ func TestMetricsLabelsNameServerZonesAndView(t *testing.T) {
 
 func TestInstancesAreNotKeptAlive(t *testing.T) {
 	tests := []struct {
-		name string
-		stop bool
-	}{{"stopped", true}, {"of a reload that failed", false}}
+		name       string
+		stop, file bool
+	}{{"stopped", true, false}, {"of a reload that failed", false, false}, {"with a file", false, true}}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			before := len(instances.all())
 			gone := func() weak.Pointer[Optcache] {
-				h := newOptcache(benchOptions(1000))
+				o := benchOptions(1000)
+				if tc.file {
+					o.file = fileOptions{path: filepath.Join(t.TempDir(), "answers"), interval: time.Hour}
+				}
+				h := newOptcache(o)
 				h.Next = addressUpstream
 				h.clock = systemNow
 				if err := h.start(t.Name(), []plugin.Handler{h}); err != nil {
 					t.Fatal(err)
+				}
+				for tc.file && h.keeper.partial.Load() {
+					runtime.Gosched()
 				}
 				ask(serverContext(t), h, asking("www.example.org.", dns.TypeA), udp4Client)
 				if _, err := prometheus.DefaultGatherer.Gather(); err != nil {

@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 
@@ -78,10 +79,13 @@ type Optcache struct {
 
 	place      place // of the server block; start, stop and reload go by it
 	generation int   // of the Corefile
-	forerunner bool  // another instance's answers have been taken over
+	of         *caddy.Instance
+	forerunner bool // another instance's answers have been taken over
+	unread     bool // nobody has read all that is in the file
 	successor  *Optcache
 	stopped    atomic.Bool
-	keeper     *keeper // nil: no file
+	keeper     *keeper    // nil: no file
+	block      *fastBlock // nil: no fast path
 
 	store   *store
 	flights flights
@@ -128,18 +132,18 @@ func (o *Optcache) start(view string, handlers []plugin.Handler) error {
 	o.bypass = newZoneSet(bypass)
 	o.front = inspect(handlers)
 	o.view = view
-	if err := o.takeOver(); err != nil {
-		return err
-	}
 	if o.clock == nil {
 		coarse.acquire()
 		o.clock = coarse.read
 		o.unclock = runtime.AddCleanup(o, (*tickingClock).release, &coarse)
 		o.ticks = true
 	}
+	if err := o.takeOver(); err != nil {
+		return err
+	}
 	instances.add(o)
 	if o.file.path != "" {
-		o.startKeeping(!o.forerunner)
+		o.startKeeping()
 	}
 	return nil
 }

@@ -6,10 +6,12 @@ import (
 	"io/fs"
 	"iter"
 	"math"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,10 +32,13 @@ type fileOptions struct {
 	interval time.Duration // between two snapshots; 0: only when the instance stops or a reload is over
 }
 
-// keeper writes and reads an instance's snapshots.
+// keeper writes and reads an instance's snapshots. It does not keep the instance alive: of one whose start has failed
+// nobody says that it is over.
 type keeper struct {
-	o       *Optcache
-	quit    chan struct{} // closed when the instance stops
+	of      weak.Pointer[Optcache]
+	file    fileOptions
+	quit    chan struct{} // closed when the instance stops, or is no more
+	orphan  runtime.Cleanup
 	now     chan struct{} // asks for a snapshot
 	done    sync.WaitGroup
 	partial atomic.Bool // not all has been read: a snapshot would lose what has not
@@ -75,40 +80,50 @@ const (
 	snapshotBytes   = 4 << 10
 )
 
-// startKeeping reads the file, unless the answers have come from elsewhere, and writes it from now on.
-func (o *Optcache) startKeeping(load bool) {
-	k := &keeper{o: o, quit: make(chan struct{}), now: make(chan struct{}, 1)}
+// startKeeping reads the file, unless that has been done, and writes it from now on.
+func (o *Optcache) startKeeping() {
+	k := &keeper{of: weak.Make(o), file: o.file, quit: make(chan struct{}), now: make(chan struct{}, 1)}
+	k.orphan = runtime.AddCleanup(o, func(quit chan struct{}) { close(quit) }, k.quit)
+	k.partial.Store(o.unread)
 	o.keeper = k
-	k.partial.Store(load)
-	k.done.Go(func() {
-		if load {
-			k.load()
+	k.done.Go(k.work)
+}
+
+// work reads, and then writes until the instance stops.
+func (k *keeper) work() {
+	if k.partial.Load() {
+		k.load()
+	}
+	var due <-chan time.Time
+	if k.file.interval > 0 {
+		t := time.NewTicker(k.file.interval)
+		defer t.Stop()
+		due = t.C
+	}
+	for {
+		select {
+		case <-k.quit:
+			return
+		case <-due:
+		case <-k.now:
 		}
-		var due <-chan time.Time
-		if o.file.interval > 0 {
-			t := time.NewTicker(o.file.interval)
-			defer t.Stop()
-			due = t.C
-		}
-		for {
-			select {
-			case <-k.quit:
-				return
-			case <-due:
-			case <-k.now:
-			}
-			k.save()
-		}
-	})
+		k.save()
+	}
 }
 
 // stop writes the last snapshot, unless another instance goes on with the file.
 func (k *keeper) stop(heir *Optcache) {
+	k.orphan.Stop()
 	close(k.quit)
 	k.done.Wait()
-	if heir == nil || heir.file.path != k.o.file.path {
+	if heir == nil || heir.file.path != k.file.path {
 		k.save()
 	}
+}
+
+// isReading reports whether there is something in the file of that name that has not been read yet.
+func (k *keeper) isReading(path string) bool {
+	return k != nil && k.file.path == path && k.partial.Load()
 }
 
 // wake asks for a snapshot, if the instance is kept in a file.
@@ -124,7 +139,10 @@ func (k *keeper) wake() {
 
 // save writes a snapshot.
 func (k *keeper) save() {
-	o := k.o
+	o := k.of.Value()
+	if o == nil || o.servers.Load() == nil && !o.forerunner { // whom nobody has asked knows what is in the file
+		return
+	}
 	o.store.moving.Lock() // not half of it
 	defer o.store.moving.Unlock()
 	if k.partial.Load() || o.store.from.Load() != nil {
@@ -229,7 +247,7 @@ func (s *scratch) export(r *snapshot.Record, was standing, now int64, wall time.
 		Wildcard:  string(s.wildcard),
 	}
 	if r.Hits > 0 {
-		r.HitsAge = time.Duration((uint64(now/1e6)-was.state[statePopularity]>>popularityBits)&msMask) * time.Millisecond
+		r.HitsAge = time.Duration(sincePopular(was.state[statePopularity], now)) * time.Millisecond
 	}
 	if e.flags&flagCompressed == 0 {
 		r.Response = s.packet(&q, e.ttl, ad, edeNone)
@@ -252,9 +270,12 @@ var errStopped = errors.New("the instance has stopped")
 
 // load reads the file, and says how that went.
 func (k *keeper) load() {
-	o := k.o
+	o := k.of.Value()
+	if o == nil {
+		return
+	}
 	begun := time.Now()
-	err := k.read(o.clock(), begun)
+	err := k.read(o, o.clock(), begun)
 	if errors.Is(err, errStopped) {
 		return
 	}
@@ -300,8 +321,7 @@ func (p *parcel) empty() { p.records, p.bytes = p.records[:0], p.bytes[:0] }
 
 // read takes in what is in the file. now and wall are one moment on the instance's clock and the wall's. One goroutine reads,
 // and as many as there are CPUs take in, which takes most of the time.
-func (k *keeper) read(now int64, wall time.Time) error {
-	o := k.o
+func (k *keeper) read(o *Optcache, now int64, wall time.Time) error {
 	workers := ownProcs()
 	full, empty := make(chan *parcel, workers), make(chan *parcel, 2*workers)
 	var taking sync.WaitGroup
@@ -362,6 +382,9 @@ func (o *Optcache) readmit(s *scratch, m *dns.Msg, r *snapshot.Record, now int64
 		return refusedMalformed
 	}
 	s.key.set(o.store.seed, s.out[wire.HeaderLen:][:n], q.Qtype, q.Qclass, r.DO, r.CD)
+	if r.DO {
+		m.SetEdns0(dns.MinMsgSize, true) // as it came: signatures matter then
+	}
 	kind := classify(m, wall.UTC())
 	c := classOf(kind)
 	name := s.key.name()

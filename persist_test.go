@@ -119,17 +119,20 @@ func TestWhatIsReadIsAdmitted(t *testing.T) {
 		want   refusal
 		ttl    uint32
 	}{
-		"good":         {record: snapshot.Record{Response: good, Stored: now}, ttl: 60},
-		"older":        {record: snapshot.Record{Response: good, Stored: now.Add(-50 * time.Second)}, ttl: 10},
-		"a bit ahead":  {record: snapshot.Record{Response: good, Stored: now.Add(time.Second)}, ttl: 60},
-		"future":       {record: snapshot.Record{Response: good, Stored: now.Add(time.Hour)}, want: refusedFuture},
-		"expired":      {record: snapshot.Record{Response: good, Stored: now.Add(-time.Hour)}, want: refusedExpired},
-		"no message":   {record: snapshot.Record{Response: []byte("no message"), Stored: now}, want: refusedMalformed},
-		"query":        {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Response = false }), Stored: now}, want: refusedMalformed},
-		"no question":  {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Question = nil }), Stored: now}, want: refusedMalformed},
-		"cut off":      {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Truncated = true }), Stored: now}, want: refusedMalformed},
-		"refused":      {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Rcode = dns.RcodeRefused }), Stored: now}, want: refusedMalformed},
-		"no TTL":       {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Answer[0].Header().Ttl = 0 }), Stored: now}, want: refusedExpired},
+		"good":        {record: snapshot.Record{Response: good, Stored: now}, ttl: 60},
+		"older":       {record: snapshot.Record{Response: good, Stored: now.Add(-50 * time.Second)}, ttl: 10},
+		"a bit ahead": {record: snapshot.Record{Response: good, Stored: now.Add(time.Second)}, ttl: 60},
+		"future":      {record: snapshot.Record{Response: good, Stored: now.Add(time.Hour)}, want: refusedFuture},
+		"expired":     {record: snapshot.Record{Response: good, Stored: now.Add(-time.Hour)}, want: refusedExpired},
+		"no message":  {record: snapshot.Record{Response: []byte("no message"), Stored: now}, want: refusedMalformed},
+		"query":       {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Response = false }), Stored: now}, want: refusedMalformed},
+		"no question": {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Question = nil }), Stored: now}, want: refusedMalformed},
+		"cut off":     {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Truncated = true }), Stored: now}, want: refusedMalformed},
+		"refused":     {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Rcode = dns.RcodeRefused }), Stored: now}, want: refusedMalformed},
+		"no TTL":      {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Answer[0].Header().Ttl = 0 }), Stored: now}, want: refusedExpired},
+		"signature that has expired": {record: snapshot.Record{Response: response(func(m *dns.Msg) {
+			m.Answer = append(m.Answer, parsed("host.example.org. 300 IN RRSIG A 8 3 300 20010102000000 20010101000000 1 example.org. c2ln")...)
+		}), Stored: now, DO: true}, want: refusedMalformed},
 		"another zone": {record: snapshot.Record{Response: response(func(m *dns.Msg) { m.Question[0].Name, m.Answer[0].Header().Name = "a.example.net.", "a.example.net." }), Stored: now}, want: refusedZone},
 		"not cached": {record: snapshot.Record{Response: response(func(m *dns.Msg) {
 			m.Question[0].Name, m.Answer[0].Header().Name = "a.no.example.org.", "a.no.example.org."
@@ -156,6 +159,53 @@ func TestWhatIsReadIsAdmitted(t *testing.T) {
 				t.Errorf("TTL %d, want %d; %d queries", got, c.ttl, up.asked.Load())
 			}
 		})
+	}
+}
+
+// A reload while the file is being read leaves nothing unread, neither in the cache nor in the file.
+func TestReloadWhileReading(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "answers")
+	o := roomFor(sizedOptions(4096))
+	o.maxMemory = 12 << 20
+	up := new(census)
+	h := fromFile(t, path, o, up, 0)
+	ctx := serverContext(t)
+	names := reloadNames(3000)
+	for _, name := range names {
+		answer(t, ctx, h, asking(name, dns.TypeA))
+	}
+	h.stop()
+	asked := up.asked.Load()
+	o.file = fileOptions{path: path}
+	for _, capacity := range []int{4096, 4096, 5000} { // the same store, and another one
+		h = firstOf(t, o, up)
+		o.success.capacity = capacity
+		next := nextOf(t, h, o)
+		h.stop()
+		settled(next)
+		for next.keeper.partial.Load() {
+			time.Sleep(time.Millisecond)
+		}
+		for _, name := range names {
+			answer(t, ctx, next, asking(name, dns.TypeA))
+		}
+		if n := up.asked.Load() - asked; n != 0 {
+			t.Fatalf("%d queries for what was in the file", n)
+		}
+		next.stop()
+	}
+}
+
+// Who has not been asked for anything leaves the file alone: it may be of a reload that has failed.
+func TestUnaskedInstanceDoesNotWrite(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "answers")
+	h := fromFile(t, path, roomFor(sizedOptions(4096)), new(census), 0)
+	h.keeper.save()
+	h.stop()
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("there is a file: %v", err)
 	}
 }
 

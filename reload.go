@@ -11,6 +11,8 @@ import (
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 
+	"github.com/miekg/dns"
+
 	"github.com/optcache/optcache/plugin/pkg/index"
 )
 
@@ -51,6 +53,7 @@ func (o *Optcache) takeOver() error {
 	z := plan(&o.options)
 	from := instances.forerunner(o)
 	o.forerunner = from != nil
+	o.unread = from == nil || from.keeper.isReading(o.file.path)
 	if from != nil && from.store.sizes == z && from.sameAnswers(&o.options) {
 		o.store = from.store
 		o.store.users.Add(1)
@@ -64,6 +67,7 @@ func (o *Optcache) takeOver() error {
 	o.store = st
 	if from != nil {
 		st.seed = from.store.seed // so that one key serves for both
+		st.since = o.clock()
 		st.rules = rulesOf(o)
 		st.climber.startFrom(from.store.climber)
 		st.from.Store(from.store)
@@ -127,7 +131,8 @@ func (r *rules) apply(e *entry, k *key) bool {
 		return false
 	}
 	most := r.most[c]
-	if e.failure() {
+	switch e.flags & flagRcode {
+	case dns.RcodeServerFailure, dns.RcodeNotImplemented: // kept as failures: see classify
 		most = r.fail
 	}
 	e.ttl = min(e.ttl, most)
@@ -155,12 +160,11 @@ func (st *store) moveIn(clock func() int64) (n int64) {
 	from.moving.Lock()
 	defer from.moving.Unlock()
 	s := newScratch()
-	begun := clock()
 	defer func() { st.kept.Store(n) }()
 	for i := range from.shards {
 		sh := &from.shards[i]
 		sh.moveOut(s, clock, func(e *entry, was standing) {
-			if st.rules.apply(e, &s.key) && st.settle(s, e, was, begun, clock()) {
+			if st.rules.apply(e, &s.key) && st.settle(s, e, was, st.since, clock()) {
 				n++
 			}
 		})
@@ -270,7 +274,7 @@ func (st *store) settle(s *scratch, e *entry, was standing, since, now int64) bo
 }
 
 // newer reports whether the shard has an answer for s.key that makes e, which is about to move in, old: one of its kind,
-// or one that came since the moving began.
+// or one that came since then.
 func (sh *shard) newer(s *scratch, e *entry, since int64) bool {
 	var cur index.Cursor
 	for {
@@ -289,10 +293,15 @@ func (s *instanceSet) nextGeneration() error {
 	return nil
 }
 
-// forget stops the instances that are younger than o: they are of a reload that has failed.
+// forget stops the instances that are younger than o: they are of a reload that has failed. If they serve all the same,
+// it stops o.
 func (s *instanceSet) forget(o *Optcache) error {
-	if o.store == nil { // not the block's first key
+	if o.store == nil { // it was not started
 		return nil
+	}
+	// A reload fails, too, when the old instance cannot be stopped as it should. Then the new one serves.
+	if o.of != nil && !slices.Contains(caddy.Instances(), o.of) {
+		return o.stop()
 	}
 	s.mu.Lock()
 	s.generation = o.generation

@@ -8,7 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/plugin"
 
 	"github.com/miekg/dns"
@@ -71,6 +73,9 @@ func (*census) Name() string { return "census" }
 
 func (c *census) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	c.asked.Add(1)
+	if r.Question[0].Name == "notimp.example.org." {
+		return 0, w.WriteMsg(new(dns.Msg).SetRcode(r, dns.RcodeNotImplemented))
+	}
 	if len(r.Question[0].Name) > 2 && r.Question[0].Name[:2] == "no" {
 		m := new(dns.Msg).SetRcode(r, dns.RcodeNameError)
 		m.Ns = parsed("example.org. 600 IN SOA ns.example.org. host.example.org. 1 2 3 4 600")
@@ -203,9 +208,9 @@ func TestReloadAppliesTheNewLimits(t *testing.T) {
 		}
 		return up.asked.Load() - before
 	}
-	ask(h, "host.example.org.", "no.example.org.", "host.cluster.local.", "host.example.net.")
+	ask(h, "host.example.org.", "no.example.org.", "host.cluster.local.", "host.example.net.", "notimp.example.org.")
 	o := roomFor(sizedOptions(4096))
-	o.success.maxTTL = 60e9
+	o.success.maxTTL, o.servfail = 60e9, 0
 	o.success.except = []string{"cluster.local."}
 	o.zones = []string{"example.org.", "cluster.local."}
 	next := nextOf(t, h, o)
@@ -217,7 +222,7 @@ func TestReloadAppliesTheNewLimits(t *testing.T) {
 		if n := ask(next, "host.example.org.", "no.example.org."); n != 0 {
 			t.Errorf("%d queries for what is good", n)
 		}
-		if n := ask(next, "host.cluster.local.", "host.example.net."); n != 2 {
+		if n := ask(next, "host.cluster.local.", "host.example.net.", "notimp.example.org."); n != 3 {
 			t.Errorf("%d queries for what is not cached any more", n)
 		}
 		h.stop()
@@ -337,6 +342,63 @@ func TestFailedReloadLeavesTheOldAnswers(t *testing.T) {
 			t.Errorf("%s: %d upstream queries for names that were alive", name, n)
 		}
 		next.stop()
+	}
+}
+
+// A reload that has failed when the old instance was to be stopped has taken effect: the new one serves, and goes on.
+func TestReloadThatFailsLate(t *testing.T) {
+	up := new(census)
+	ctx := serverContext(t)
+	h := firstOf(t, roomFor(sizedOptions(4096)), up)
+	h.of = new(caddy.Instance) // which is not among those that run
+	names := reloadNames(100)
+	for _, name := range names {
+		answer(t, ctx, h, asking(name, dns.TypeA))
+	}
+	asked := up.asked.Load()
+	next := nextOf(t, h, roomFor(sizedOptions(5000)))
+	instances.forget(h)
+	if !h.stopped.Load() || next.stopped.Load() {
+		t.Error("the wrong one has been stopped")
+	}
+	settled(next)
+	for _, name := range names {
+		answer(t, ctx, next, asking(name, dns.TypeA))
+	}
+	if n := up.asked.Load() - asked; n != 0 {
+		t.Errorf("%d queries for what was in the cache", n)
+	}
+}
+
+// What has come to the new instance before the old one's answers move is newer than those.
+func TestReloadKeepsTheNews(t *testing.T) {
+	t.Parallel()
+	up := &scripted{response: negative(dns.RcodeNameError, "example.org. 60 IN SOA ns.example.org. host.example.org. 1 2 3 4 60")}
+	ctx := serverContext(t)
+	o := roomFor(sizedOptions(4096))
+	o.stale.upTo = time.Hour
+	r := asking("new.example.org.", dns.TypeA)
+	h := firstOf(t, o, up)
+	answer(t, ctx, h, r)
+	o.success.capacity = 5000
+	instances.nextGeneration()
+	next := newOptcache(o)
+	next.Next, next.place = up, h.place
+	next.clock = func() int64 { return 100e9 } // the denial has expired
+	if err := next.start(h.place.at, []plugin.Handler{next}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { next.stop() })
+	up.response = positive("new.example.org. 300 IN A 192.0.2.1")
+	answer(t, ctx, next, r) // stale, and refreshed behind it
+	for next.store.total() == 0 {
+		runtime.Gosched()
+	}
+	next.clock = func() int64 { return 200e9 }
+	h.stop()
+	settled(next)
+	if m := answer(t, ctx, next, r); m.Rcode != dns.RcodeSuccess || len(m.Answer) != 1 {
+		t.Errorf("the old denial is back: %v", m)
 	}
 }
 

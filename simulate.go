@@ -82,7 +82,7 @@ func (x *Simulation) Restart(path string) error {
 		return err
 	}
 	last.close()
-	return (&keeper{o: x.o}).read(int64(x.now), wall)
+	return new(keeper).read(x.o, int64(x.now), wall)
 }
 
 // Close gives the memory back.
