@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -24,11 +25,20 @@ const (
 	// of the network device.
 	sendRetries = 3
 	sendTimeout = 5
+
+	// discardPort is one that nobody sends from (RFC 863).
+	discardPort = 9
+
+	closedFD = -1
 )
 
 // Socket is one UDP socket. Its methods are safe for concurrent use.
 type Socket struct {
-	fd       int
+	// mu guards fd: close waits for SendTo, for somebody else may get the number then. The worker, which
+	// has ended when the socket is closed, needs no lock.
+	mu sync.RWMutex
+	fd int
+
 	local    *net.UDPAddr
 	pktinfo  bool // replies must say where they come from: the socket is on a wildcard address
 	draining atomic.Bool
@@ -83,7 +93,31 @@ func (s *Socket) adopt(of int) error {
 	return nil
 }
 
-func (s *Socket) close() { unix.Close(s.fd) }
+// leave makes the kernel choose other sockets on the address: it does not give to one that is connected what is not
+// from its peer. What is sent goes where it says, as before.
+func (s *Socket) leave() error {
+	to, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return err
+	}
+	switch to := to.(type) {
+	case *unix.SockaddrInet4:
+		to.Port = discardPort
+	case *unix.SockaddrInet6:
+		to.Port = discardPort
+	}
+	return unix.Connect(s.fd, to)
+}
+
+// close may be called twice.
+func (s *Socket) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fd != closedFD {
+		unix.Close(s.fd)
+		s.fd = closedFD
+	}
+}
 
 // LocalAddr returns the address that the socket was opened on.
 func (s *Socket) LocalAddr() *net.UDPAddr { return s.local }
@@ -290,7 +324,7 @@ func (b *Batch) Send(s *Socket) {
 	b.replies = 0
 }
 
-// SendTo sends one packet.
+// SendTo sends one packet. The error is net.ErrClosed when the socket's group is closed.
 func (s *Socket) SendTo(packet []byte, p *Peer) error {
 	if len(packet) == 0 {
 		return nil
@@ -300,6 +334,11 @@ func (s *Socket) SendTo(packet []byte, p *Peer) error {
 	h := unix.Msghdr{Iov: &vec}
 	h.SetIovlen(1)
 	p.address(&h)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.fd == closedFD {
+		return net.ErrClosed
+	}
 	for retries := 0; ; {
 		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&h)), unix.MSG_DONTWAIT)
 		switch {

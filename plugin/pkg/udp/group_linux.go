@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -34,7 +35,7 @@ const (
 type Group struct {
 	addr    string
 	sockets []*Socket
-	foreign int // sockets of others, which come before
+	foreign map[uint64]bool // inodes of the sockets of others, which come before
 }
 
 // Supported returns nil if the kernel can do what a Group needs. It tries, on a loopback address.
@@ -66,54 +67,69 @@ func (g *Group) Add() (*Socket, error) {
 	if len(g.sockets) > 1 {
 		return s, nil
 	}
-	if g.foreign, err = others(s.fd); err != nil {
+	if g.foreign, err = g.others(); err != nil {
 		return nil, err
 	}
+	if len(g.foreign) == 0 {
+		return nil, errors.New("nobody else listens there")
+	}
 	// Without a program, the kernel would choose among all.
-	return s, g.attach(steer(0, g.foreign, ByQuery))
+	return s, g.attach(steer(0, len(g.foreign), ByQuery))
 }
 
-// others returns how many UDP sockets the process has on the address of a socket, beside that one. The kernel
-// numbers sockets on one address in the order in which they were opened; those of a group come last.
-func others(fd int) (n int, err error) {
-	at, err := unix.Getsockname(fd)
+// others returns the inodes of the UDP sockets that the process has on the group's address, beside the group's. The
+// kernel numbers sockets on one address in the order in which they were opened; those of a group come last.
+func (g *Group) others() (map[uint64]bool, error) {
+	at, err := unix.Getsockname(g.sockets[0].fd)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	var ours unix.Stat_t
-	if err := unix.Fstat(fd, &ours); err != nil {
-		return 0, err
-	}
-	seen := map[uint64]bool{ours.Ino: true} // two descriptors may be one socket
+	found := make(map[uint64]bool) // two descriptors may be one socket
 	for _, entry := range fds {
-		other, err := strconv.Atoi(entry.Name())
+		fd, err := strconv.Atoi(entry.Name())
 		if err != nil {
 			continue
 		}
 		var stat unix.Stat_t
-		kind, err := unix.GetsockoptInt(other, unix.SOL_SOCKET, unix.SO_TYPE)
-		if err != nil || kind != unix.SOCK_DGRAM || unix.Fstat(other, &stat) != nil || seen[stat.Ino] {
+		kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+		if err != nil || kind != unix.SOCK_DGRAM || unix.Fstat(fd, &stat) != nil {
 			continue
 		}
-		if name, err := unix.Getsockname(other); err == nil && reflect.DeepEqual(name, at) {
-			seen[stat.Ino] = true
-			n++
+		if name, err := unix.Getsockname(fd); err == nil && reflect.DeepEqual(name, at) {
+			found[stat.Ino] = true
 		}
 	}
-	if n == 0 {
-		return 0, errors.New("nobody else listens there")
+	for _, s := range g.sockets {
+		var stat unix.Stat_t
+		if err := unix.Fstat(s.fd, &stat); err != nil {
+			return nil, err
+		}
+		delete(found, stat.Ino)
 	}
-	return n, nil
+	return found, nil
+}
+
+// Shifted reports whether the sockets of others on the address are not those any more that were there when the group's
+// first one was added. The kernel knows sockets by their numbers, and moves the last one into the place of one that
+// is closed: packets then go to others than Steer has said, and sockets that were opened since get none. The owner
+// should drain and close the group, and open another one. It is false if the system does not say, and for a group
+// without sockets; do not ask after Drain.
+func (g *Group) Shifted() bool {
+	if len(g.sockets) == 0 {
+		return false
+	}
+	now, err := g.others()
+	return err == nil && !maps.Equal(now, g.foreign)
 }
 
 // Steer makes the kernel give plain queries to the first n sockets, and to the others on the address what is
 // none: a query has one question, and no other records but one at the most in the additional section.
 func (g *Group) Steer(n int, by Steering) error {
-	if err := g.attach(steer(n, g.foreign, by)); err != nil {
+	if err := g.attach(steer(n, len(g.foreign), by)); err != nil {
 		return fmt.Errorf("the kernel does not take a program for %s: %w", g.addr, err)
 	}
 	return nil
@@ -123,12 +139,23 @@ func (g *Group) Steer(n int, by Steering) error {
 func (g *Group) Sockets() []*Socket { return g.sockets }
 
 // Drain makes the kernel give all packets from now on to the other sockets. What the group has
-// received is still there: Receive returns it, and net.ErrClosed when there is no more.
+// received is still there: Receive returns it, and net.ErrClosed when there is no more. Send and SendTo work up
+// to Close. Nobody should open a socket on the address before that: on an IPv4 address, Linux 6.13 and later let it
+// join ours, which have left the others, and it alone gets packets then.
 func (g *Group) Drain() error {
-	err := g.attach(steer(0, g.foreign, ByQuery))
+	if len(g.sockets) == 0 {
+		return nil
+	}
+	err := g.detach()
+	for _, s := range g.sockets {
+		err = errors.Join(err, s.leave())
+	}
+	// A packet whose socket the kernel has chosen before may not be there yet. Other CPUs that are at it now have
+	// ended when this returns; where it is not supported, the time up to the worker's last look has to do.
+	unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
 	for _, s := range g.sockets {
 		s.draining.Store(true)
-		// The socket is not connected, says the error; who waits for a packet is woken up all the same.
+		// If the socket is not connected, the error says so; who waits for a packet is woken up all the same.
 		if e := unix.Shutdown(s.fd, unix.SHUT_RD); e != nil && !errors.Is(e, unix.ENOTCONN) {
 			err = errors.Join(err, e)
 		}
@@ -136,12 +163,28 @@ func (g *Group) Drain() error {
 	return err
 }
 
-// Close closes all sockets. Nobody may use them any more.
+// membarrierGlobal is MEMBARRIER_CMD_GLOBAL.
+const membarrierGlobal = 1
+
+// Close closes all sockets, whose workers have ended. SendTo returns net.ErrClosed from now on.
 func (g *Group) Close() {
 	for _, s := range g.sockets {
 		s.close()
 	}
 	g.sockets = nil
+}
+
+// detach takes the program away: the kernel chooses by hash among all sockets that are not connected, those that
+// are opened later included.
+func (g *Group) detach() error {
+	err := unix.SetsockoptInt(g.sockets[0].fd, unix.SOL_SOCKET, unix.SO_DETACH_REUSEPORT_BPF, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT): // there is none
+		return nil
+	case errors.Is(err, unix.ENOPROTOOPT): // before Linux 5.3
+		return g.attach(steer(0, len(g.foreign), ByQuery))
+	}
+	return err
 }
 
 // attach gives the kernel the program for all sockets on the address.

@@ -3,8 +3,11 @@ package udp
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -87,27 +90,107 @@ func group(t *testing.T, addr string, n int) *Group {
 	return g
 }
 
-// exchange sends a packet from a new socket and returns the mark of who answered.
-func exchange(t *testing.T, to *net.UDPAddr, packet []byte) byte {
-	t.Helper()
+// ask sends a packet from a new socket and returns the mark of who answered.
+func ask(to *net.UDPAddr, packet []byte) (byte, error) {
 	c, err := net.DialUDP("udp", nil, to)
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	defer c.Close()
 	if _, err := c.Write(packet); err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	buf := make([]byte, 2048)
 	n, err := c.Read(buf)
+	if err != nil || n < 4 {
+		return 0, err
+	}
+	return buf[3], nil
+}
+
+// exchange is an ask that does not fail.
+func exchange(t *testing.T, to *net.UDPAddr, packet []byte) byte {
+	t.Helper()
+	mark, err := ask(to, packet)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n < 4 {
-		return 0
+	return mark
+}
+
+// load asks by several senders at once, for queries and for others, up to the end of the test, which fails
+// if there is one that nobody answers. wait returns when there have been n more answers.
+func load(t *testing.T, to *net.UDPAddr) (wait func(n int)) {
+	const senders = 4
+	answers := make(chan struct{}, 1<<20) // the senders go on while nobody waits
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	for sender := range senders {
+		packets := [][]byte{query(t, uint16(sender)), query(t, uint16(sender+1))}
+		packets[1][2] = dns.OpcodeNotify << 3
+		wg.Go(func() {
+			for i := 0; !stop.Load(); i++ {
+				if _, err := ask(to, packets[i%len(packets)]); err != nil {
+					t.Errorf("lost: %v", err)
+				}
+				answers <- struct{}{}
+			}
+		})
 	}
-	return buf[3]
+	t.Cleanup(func() {
+		stop.Store(true)
+		wg.Wait()
+	})
+	return func(n int) {
+		for range len(answers) + n {
+			<-answers
+		}
+	}
+}
+
+// work echoes by all sockets of a group, with the mark 0. wait returns when it is drained.
+func work(g *Group) (wait func()) {
+	var wg sync.WaitGroup
+	for _, s := range g.Sockets() {
+		wg.Go(func() { echo(s, 0) })
+	}
+	return wg.Wait
+}
+
+// at returns an address to listen on beside a socket that was opened on listen.
+func at(listen string, port int) string {
+	host, _, _ := net.SplitHostPort(listen)
+	return net.JoinHostPort(host, fmt.Sprint(port))
+}
+
+// place is where a socket listens, and where that is reached.
+type place struct{ listen, ask string }
+
+var places = []place{
+	{"127.0.0.1:0", "127.0.0.1"},
+	{"[::1]:0", "::1"},
+	{"0.0.0.0:0", "127.0.0.1"},
+	{":0", "127.0.0.1"},
+	{":0", "::1"},
+	{"[::]:0", "::1"},
+}
+
+// farPlaces are more of them, where foreign does not answer from.
+var farPlaces = []place{
+	{"0.0.0.0:0", "127.3.2.1"},
+	{":0", "127.3.2.1"},
+}
+
+// everywhere runs a test for each place, where there is a foreign socket already.
+func everywhere(t *testing.T, places []place, test func(t *testing.T, listen string, first *net.UDPConn, to *net.UDPAddr)) {
+	for _, p := range places {
+		t.Run(p.listen+" "+p.ask, func(t *testing.T) {
+			first := foreign(t, p.listen, foreignMark)
+			port := first.LocalAddr().(*net.UDPAddr).Port
+			test(t, at(p.listen, port), first, &net.UDPAddr{IP: net.ParseIP(p.ask), Port: port})
+		})
+	}
 }
 
 const foreignMark = 0xff
@@ -220,32 +303,219 @@ func TestDrainLosesNothing(t *testing.T) {
 	}
 }
 
-// A client that is connected takes a reply only from where it has sent its query to.
-func TestReplyComesFromWhereTheQueryWent(t *testing.T) {
-	for _, tc := range []struct{ listen, ask string }{
-		{"127.0.0.1:0", "127.0.0.1"},
-		{"0.0.0.0:0", "127.0.0.1"},
-		{"0.0.0.0:0", "127.3.2.1"},
-		{":0", "127.3.2.1"},
-		{":0", "::1"},
-		{"[::]:0", "::1"},
-		{"[::1]:0", "::1"},
-	} {
-		t.Run(tc.listen+" "+tc.ask, func(t *testing.T) {
-			c := foreign(t, tc.listen, foreignMark)
-			at := c.LocalAddr().(*net.UDPAddr)
-			h, _, _ := net.SplitHostPort(tc.listen)
-			g := group(t, net.JoinHostPort(h, fmt.Sprint(at.Port)), 1)
-			var wg sync.WaitGroup
-			wg.Go(func() { echo(g.Sockets()[0], 1) })
-			if got := exchange(t, &net.UDPAddr{IP: net.ParseIP(tc.ask), Port: at.Port}, query(t, 1)); got != 1 {
+func TestDrainWithoutSockets(t *testing.T) {
+	g := NewGroup("127.0.0.1:0")
+	if err := g.Drain(); err != nil {
+		t.Error(err)
+	}
+	if g.Shifted() {
+		t.Error("shifted")
+	}
+	g.Close()
+}
+
+// Groups come and go, and nobody notices.
+func TestDrainUnderLoadLosesNothing(t *testing.T) {
+	everywhere(t, places, func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
+		foreign(t, listen, foreignMark)
+		answers := load(t, to)
+		for range 5 {
+			g := group(t, listen, 3)
+			wait := work(g)
+			answers(50)
+			if got := exchange(t, to, query(t, 1)); got != 0 {
 				t.Errorf("answered by %d", got)
 			}
-			g.Drain()
-			wg.Wait()
+			if err := g.Drain(); err != nil {
+				t.Error(err)
+			}
+			for id := range uint16(50) {
+				if got := exchange(t, to, query(t, id)); got != foreignMark {
+					t.Errorf("drained, ID %d: answered by %d", id, got)
+				}
+			}
+			wait()
 			g.Close()
+			answers(50)
+		}
+	})
+}
+
+// When the group is gone, the kernel chooses among all sockets of others, as if it had never been there.
+func TestSocketsOpenedAfterCloseGetPackets(t *testing.T) {
+	everywhere(t, places, func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
+		g := group(t, listen, 2)
+		wait := work(g)
+		if err := g.Drain(); err != nil {
+			t.Fatal(err)
+		}
+		wait()
+		g.Close()
+		foreign(t, listen, 1)
+		foreign(t, listen, 2)
+		answeredByAll(t, to, foreignMark, 1, 2)
+	})
+}
+
+// answeredByAll asks until all marks have been seen, and fails if there is another one.
+func answeredByAll(t *testing.T, to *net.UDPAddr, marks ...byte) {
+	t.Helper()
+	seen := make(map[byte]bool)
+	for i := 0; i < 1000 && len(seen) < len(marks); i++ {
+		mark := exchange(t, to, query(t, 1))
+		if !slices.Contains(marks, mark) {
+			t.Errorf("answered by %d", mark)
+		}
+		seen[mark] = true
+	}
+	if len(seen) < len(marks) {
+		t.Errorf("answered by %v only", slices.Collect(maps.Keys(seen)))
+	}
+}
+
+// Once a foreign socket has closed, the kernel's numbers do not hold any more.
+func TestShiftedGroupDrainsWithoutLoss(t *testing.T) {
+	everywhere(t, places, func(t *testing.T, listen string, first *net.UDPConn, to *net.UDPAddr) {
+		foreign(t, listen, 1)
+		foreign(t, listen, 2)
+		g := group(t, listen, 2)
+		wait := work(g)
+		if g.Shifted() {
+			t.Error("shifted from the start")
+		}
+		first.Close()
+		if !g.Shifted() {
+			t.Error("not shifted")
+		}
+		answers := load(t, to)
+		answers(100)
+		if err := g.Drain(); err != nil {
+			t.Error(err)
+		}
+		wait()
+		g.Close()
+		answers(100)
+		answeredByAll(t, to, 1, 2)
+	})
+}
+
+func TestShifted(t *testing.T) {
+	for name, change := range map[string]func(addr string, first *net.UDPConn){
+		"opened":   func(addr string, _ *net.UDPConn) { foreign(t, addr, 1) },
+		"closed":   func(_ string, first *net.UDPConn) { first.Close() },
+		"replaced": func(addr string, first *net.UDPConn) { foreign(t, addr, 1); first.Close() },
+	} {
+		first := foreign(t, "127.0.0.1:0", foreignMark)
+		addr := first.LocalAddr().String()
+		g := group(t, addr, 2)
+		twin, err := first.File() // as CoreDNS hands it on to its next instance
+		if err != nil {
+			t.Fatal(err)
+		}
+		if g.Shifted() {
+			t.Errorf("%s: shifted before", name)
+		}
+		twin.Close()
+		change(addr, first)
+		if !g.Shifted() {
+			t.Errorf("%s: not shifted", name)
+		}
+		g.Close()
+	}
+}
+
+// Replies go out up to Close, by both ways, and come from where the query went to.
+func TestRepliesAfterDrain(t *testing.T) {
+	everywhere(t, slices.Concat(places, farPlaces), func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
+		g := group(t, listen, 1)
+		s := g.Sockets()[0]
+		c, err := net.DialUDP("udp", nil, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Write(query(t, 1))
+		b := NewBatch(4)
+		if n, err := b.Receive(s); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		peer := *b.Peer(0)
+		c.Write(query(t, 2)) // is read after Drain
+		if err := g.Drain(); err != nil {
+			t.Fatal(err)
+		}
+		b.Reply(0, []byte("batch"))
+		b.Send(s)
+		if err := s.SendTo([]byte("letter"), &peer); err != nil {
+			t.Error(err)
+		}
+		if n := echo(s, 1); n != 1 {
+			t.Errorf("%d packets after Drain", n)
+		}
+		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		for _, want := range []int{len("batch"), len("letter"), len(query(t, 2))} {
+			if n, err := c.Read(make([]byte, 512)); n != want {
+				t.Errorf("%d bytes, not %d: %v", n, want, err)
+			}
+		}
+		g.Close()
+		if err := s.SendTo([]byte("late"), &peer); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("closed: %v", err)
+		}
+		s.close()
+	})
+}
+
+// A number that SendTo has in hand is not given to another file.
+func TestCloseDuringSendTo(t *testing.T) {
+	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	g := group(t, to.String(), 1)
+	s := g.Sockets()[0]
+	c, err := net.DialUDP("udp", nil, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.Write(query(t, 1))
+	b := NewBatch(1)
+	if _, err := b.Receive(s); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	sent := make(chan struct{}, 1)
+	for range 4 {
+		wg.Go(func() {
+			for {
+				if err := s.SendTo([]byte("reply"), b.Peer(0)); err != nil {
+					if !errors.Is(err, net.ErrClosed) {
+						t.Error(err)
+					}
+					return
+				}
+				select {
+				case sent <- struct{}{}:
+				default:
+				}
+			}
 		})
 	}
+	<-sent
+	g.Close()
+	wg.Wait()
+}
+
+// A client that is connected takes a reply only from where it has sent its query to.
+func TestReplyComesFromWhereTheQueryWent(t *testing.T) {
+	everywhere(t, slices.Concat(places, farPlaces), func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
+		g := group(t, listen, 1)
+		wait := work(g)
+		if got := exchange(t, to, query(t, 1)); got != 0 {
+			t.Errorf("answered by %d", got)
+		}
+		g.Drain()
+		wait()
+		g.Close()
+	})
 }
 
 func TestPeer(t *testing.T) {
