@@ -71,11 +71,7 @@ type fastBlock struct {
 	report  *reportOptions // nil if there is no plugin prometheus
 }
 
-// blocks are those of all instances, by the first config of the server block.
-var blocks sync.Map // of *dnsserver.Config to *fastBlock
-
-// setupFast gives a server block a fast path, as far as that can be done before the server exists. It is
-// called for each key of the block.
+// setupFast gives a server block a fast path, as far as that can be done before the server exists.
 func setupFast(c *caddy.Controller, o *Optcache) error {
 	cfg := dnsserver.GetConfig(c)
 	fast := &o.fast
@@ -87,23 +83,28 @@ func setupFast(c *caddy.Controller, o *Optcache) error {
 		cfg.UDPDecorateWriterFunc = b.serves
 	}
 	c.OnStartup(func() error {
-		if o.store == nil { // not the block's first key
+		if o.store == nil { // it was not started
 			return nil
 		}
-		if err := b.inspect(cfg); err != nil {
+		if err := errors.Join(b.inspect(cfg), b.inspectServer(cfg, c.Context())); err != nil {
 			return err
 		}
-		blocks.Store(cfg, b)
-		return nil
-	})
-	c.OnShutdown(func() error {
-		blocks.Delete(cfg)
+		o.block = b
 		return nil
 	})
 	// What else asks for GOMAXPROCS while the next generation is set up, such as multisocket, gets what it would
 	// get without workers.
 	c.OnRestart(func() error { runtime.GOMAXPROCS(ownProcs()); return nil })
 	c.OnRestartFailed(func() error { raiseProcs(); return nil })
+	// Some reloads forget all hooks, others none.
+	if !slices.Contains(caddy.ListPlugins()["event_hooks"], pluginName) {
+		caddy.RegisterEventHook(pluginName, func(event caddy.EventName, _ any) error {
+			if event == caddy.InstanceStartupEvent { // the last generation's servers have closed their sockets
+				reopenLanes()
+			}
+			return nil
+		})
+	}
 	return nil
 }
 
@@ -125,6 +126,27 @@ var servesCode uintptr
 
 func init() { servesCode = reflect.ValueOf(new(fastBlock).serves).Pointer() }
 
+// decorates reports whether f is what another plugin has put in the place of serves.
+func decorates(f func(*dnsserver.Server) dns.DecorateWriter) bool {
+	return f != nil && reflect.ValueOf(f).Pointer() != servesCode
+}
+
+// sameServer reports whether CoreDNS makes one server of both configs, on some address.
+func sameServer(a, b *dnsserver.Config) bool {
+	return a.Transport == b.Transport && a.Port == b.Port &&
+		slices.ContainsFunc(a.ListenHosts, func(host string) bool { return slices.Contains(b.ListenHosts, host) })
+}
+
+// unexported returns a field of a struct of CoreDNS that is not exported. ok is false where there is none of that name
+// and type.
+func unexported[T any](of any, name string) (field T, ok bool) {
+	f := reflect.Indirect(reflect.ValueOf(of)).FieldByName(name)
+	if !f.IsValid() || f.Type() != reflect.TypeFor[T]() || !f.CanAddr() {
+		return field, false
+	}
+	return *(*T)(f.Addr().UnsafePointer()), true
+}
+
 // inspect looks at what stands in the server block, once all of it is there, and refuses what the fast path
 // would leave out.
 func (b *fastBlock) inspect(cfg *dnsserver.Config) error {
@@ -132,11 +154,8 @@ func (b *fastBlock) inspect(cfg *dnsserver.Config) error {
 	if err := lanesSupported(); err != nil {
 		return fast.err("%v", err)
 	}
-	switch {
-	case len(cfg.FilterFuncs) > 0 || cfg.ViewName != "":
+	if len(cfg.FilterFuncs) > 0 || cfg.ViewName != "" {
 		return fast.err("it cannot stand beside the plugin view")
-	case cfg.ProxyProtoConnPolicy != nil:
-		return fast.err("it cannot stand beside the plugin proxyproto")
 	}
 	handlers := cfg.Handlers()
 	for i, h := range handlers {
@@ -163,12 +182,30 @@ func (b *fastBlock) inspect(cfg *dnsserver.Config) error {
 			b.front.local, b.front.localPrefix = true, localPrefix(h)
 		}
 	}
-	if reflect.ValueOf(cfg.UDPDecorateWriterFunc).Pointer() != servesCode {
-		return fast.err("another plugin has put a writer of its own under the server")
-	}
 	b.workers = fast.workers
 	if b.workers == 0 {
 		b.workers = ownProcs()
+	}
+	return nil
+}
+
+// inspectServer looks at what stands in the server blocks of a Corefile that cfg shares a server with, itself included.
+func (b *fastBlock) inspectServer(cfg *dnsserver.Config, corefile caddy.Context) error {
+	fast := &b.o.fast
+	all, ok := unexported[[]*dnsserver.Config](corefile, "configs")
+	if !ok {
+		return fast.err("this version of CoreDNS does not say what is in a Corefile")
+	}
+	for _, other := range all {
+		switch {
+		case !sameServer(cfg, other):
+		case other.ProxyProtoConnPolicy != nil:
+			return fast.err("it cannot stand beside the plugin proxyproto, which server block %s:%s has on the same address",
+				other.Zone, other.Port)
+		case decorates(other.UDPDecorateWriterFunc):
+			return fast.err("it cannot stand beside a plugin that puts a writer of its own under the server, such as shed, which server block %s:%s has on the same address",
+				other.Zone, other.Port)
+		}
 	}
 	return nil
 }
@@ -207,31 +244,23 @@ type routes struct {
 // newRoutes reads from the server which zones it serves and with what. It keeps that to itself.
 func newRoutes(s *dnsserver.Server, b *fastBlock, counts *laneCounters) (*routes, error) {
 	r := &routes{of: b, server: s, counts: counts}
-	v := reflect.ValueOf(s).Elem()
-	zones, policy := v.FieldByName("zones"), v.FieldByName("connPolicy")
-	if !zones.IsValid() || zones.Kind() != reflect.Map || !policy.IsValid() || policy.Kind() != reflect.Func {
+	zones, ok := unexported[map[string][]*dnsserver.Config](s, "zones")
+	if !ok {
 		return nil, fmt.Errorf("this version of CoreDNS does not say which zones a server has")
 	}
-	if !policy.IsNil() {
-		return nil, fmt.Errorf("a server block on this address has the plugin proxyproto")
-	}
-	for iter := zones.MapRange(); iter.Next(); {
+	for zone, configs := range zones {
 		var name [wire.MaxName]byte
-		n, ok := wire.PackName(name[:], iter.Key().String())
+		n, ok := wire.PackName(name[:], zone)
 		if !ok {
-			return nil, fmt.Errorf("%q is not a zone", iter.Key().String())
+			return nil, fmt.Errorf("%q is not a zone", zone)
 		}
 		wire.Lower(name[:n], name[:n])
 		rt := route{zone: slices.Clone(name[:n])}
 		// Several configs are views, which the server chooses from.
-		if configs := iter.Value(); configs.Len() == 1 {
-			first := configs.Index(0).Elem().FieldByName("firstConfigInBlock")
-			if !first.IsValid() || first.Kind() != reflect.Pointer {
-				return nil, fmt.Errorf("this version of CoreDNS does not say which zones are of one block")
-			}
-			if b := blockOf(first.Pointer()); b != nil {
-				rt.report = b.report
-				rt.o, rt.front, rt.server = b.o, b.front, b.o.serverOf(s)
+		if len(configs) == 1 {
+			if o, ok := configs[0].Handler(pluginName).(*Optcache); ok && o.block != nil {
+				b := o.block
+				rt.o, rt.front, rt.report, rt.server = o, b.front, b.report, o.serverOf(s)
 				r.workers = max(r.workers, b.workers)
 			}
 		}
@@ -248,17 +277,6 @@ func newRoutes(s *dnsserver.Server, b *fastBlock, counts *laneCounters) (*routes
 	}
 	r.slow = newLongWay(s, counts)
 	return r, nil
-}
-
-// blockOf returns the block of a config, by its address, or nil if it has no fast path.
-func blockOf(cfg uintptr) (found *fastBlock) {
-	blocks.Range(func(k, v any) bool {
-		if reflect.ValueOf(k).Pointer() == cfg {
-			found = v.(*fastBlock)
-		}
-		return found == nil
-	})
-	return found
 }
 
 // The long way is bounded: a flood of misses that has to wait for the upstream is dropped, as it would be by
@@ -285,8 +303,9 @@ type longWay struct {
 	closed   bool         // no more letters are taken
 	stop     chan struct{}
 	stopOnce sync.Once
-	now      atomic.Int64 // queries that the server works on
-	done     chan struct{}
+	now      atomic.Int64  // queries that the server works on
+	done     chan struct{} // closed when the server has ended
+	over     chan struct{} // closed when nobody waits for that any more
 }
 
 // letter is a packet on the long way.
@@ -312,6 +331,7 @@ func newLongWay(s *dnsserver.Server, counts *laneCounters) *longWay {
 		queue:  make(chan *letter, longWayQueue),
 		stop:   make(chan struct{}),
 		done:   make(chan struct{}),
+		over:   make(chan struct{}),
 	}
 	l.server = &dns.Server{
 		PacketConn:     l,
@@ -340,8 +360,9 @@ func (l *longWay) serve() {
 	}
 }
 
-// shutdown waits for what is under way, for a limited time.
+// shutdown waits for what is under way, for a limited time. It is called once.
 func (l *longWay) shutdown() {
+	defer close(l.over)
 	ctx, cancel := context.WithTimeout(context.Background(), longWayGrace)
 	defer cancel()
 	l.mu.Lock()
@@ -352,7 +373,10 @@ func (l *longWay) shutdown() {
 	}
 	l.server.ShutdownContext(ctx)
 	l.Close()
-	<-l.done
+	select {
+	case <-l.done:
+	case <-ctx.Done(): // the server waits for as long as its handlers take
+	}
 }
 
 // put takes a letter, or drops it when there are too many. It reports false when it is closed.

@@ -53,6 +53,7 @@ func openLane(s *dnsserver.Server, b *fastBlock) (err error) {
 	}
 	defer func() {
 		if err != nil && l != nil { // the last generation's routes must not stay
+			l.drain()
 			l.close()
 		}
 	}()
@@ -83,17 +84,45 @@ func openLane(s *dnsserver.Server, b *fastBlock) (err error) {
 func closeLanes(o *Optcache) {
 	lanes.mu.Lock()
 	defer lanes.mu.Unlock()
+	var closing []*lane
 	for _, l := range lanes.m {
 		for _, r := range l.retired {
 			if r.use(o) {
-				<-r.slow.done
+				<-r.slow.over
 			}
 		}
 		l.retired = slices.DeleteFunc(l.retired, func(r *routes) bool { return r.use(o) })
 		if l.routes.Load().use(o) {
+			l.drain()
+			closing = append(closing, l)
+		}
+	}
+	for _, l := range closing {
+		l.close()
+	}
+}
+
+// reopenLanes opens the sockets anew of lanes where they have lost their numbers: a reload may leave CoreDNS with fewer of
+// its own, or with more.
+func reopenLanes() {
+	for _, r := range closeShifted() {
+		r.of.serves(r.server)
+	}
+}
+
+// closeShifted closes the lanes whose sockets the kernel does not find under their numbers any more, and returns where
+// they led.
+func closeShifted() (shifted []*routes) {
+	lanes.mu.Lock()
+	defer lanes.mu.Unlock()
+	for _, l := range lanes.m {
+		if l.group != nil && l.group.Shifted() {
+			shifted = append(shifted, l.routes.Load())
+			l.drain()
 			l.close()
 		}
 	}
+	return shifted
 }
 
 // use reports whether o serves one of the routes.
@@ -146,9 +175,9 @@ func (l *lane) open(r *routes) (err error) {
 	return nil
 }
 
-// close ends the fast path on the address. CoreDNS's own sockets take over; what ours have received is
-// answered.
-func (l *lane) close() {
+// drain begins to end the fast path on the address. CoreDNS's own sockets take over; what ours have received is
+// answered, or on its way.
+func (l *lane) drain() {
 	if l.group != nil {
 		if err := l.group.Drain(); err != nil {
 			log.Errorf("fastpath: %s: %v", l.addr, err)
@@ -156,7 +185,15 @@ func (l *lane) close() {
 		l.running.Wait()
 	}
 	if r := l.routes.Load(); r != nil {
-		r.slow.shutdown()
+		l.retired = append(l.retired, r)
+		go r.slow.shutdown()
+	}
+}
+
+// close waits for what is on its way, and gives back what was drained.
+func (l *lane) close() {
+	for _, r := range l.retired {
+		<-r.slow.over
 	}
 	if l.group != nil {
 		l.group.Close()

@@ -1,7 +1,6 @@
 package optcache
 
 import (
-	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/pkg/transport"
 
+	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -165,8 +165,8 @@ func (o *Optcache) addServer(of *dnsserver.Server) *server {
 // come by WriteMsg, and may keep the bytes it gets. The server does not say so; a field that is
 // gone counts as yes.
 func decorated(s *dnsserver.Server) bool {
-	f := reflect.ValueOf(s).Elem().FieldByName("udpDecorateWriterFunc")
-	return !f.IsValid() || f.Kind() != reflect.Func || !f.IsNil() && f.Pointer() != servesCode
+	f, ok := unexported[func(*dnsserver.Server) dns.DecorateWriter](s, "udpDecorateWriterFunc")
+	return !ok || decorates(f)
 }
 
 // counterSet holds the counters of all labels that there have been.

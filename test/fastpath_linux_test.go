@@ -191,22 +191,25 @@ func TestFastPathOnAllAddresses(t *testing.T) {
 // What the fast path cannot stand beside is an error when the server starts, which names it.
 func TestFastPathRefuses(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct{ key, plugins, want string }{
-		"acl":              {".", "acl {\n\tallow\n}", "acl"},
-		"log":              {".", "log", "log"},
-		"dnstap":           {".", "dnstap /tmp/no.sock", "dnstap"},
-		"dns64":            {".", "dns64", "dns64"},
-		"view":             {".", "view v {\n\texpr true\n}", "view"},
-		"tsig":             {".", "tsig {\n\tsecret key.example.org. c2VjcmV0\n}", "tsig"},
-		"loadbalance":      {".", "loadbalance {\n\tprefer 192.0.2.0/24\n}", "loadbalance"},
-		"proxyproto":       {".", "proxyproto", "proxyproto"},
-		"another protocol": {"grpc://.", "", "grpc"},
-		"shed":             {".", "shed", "shed"},
+	another := "example.org:0 {\nbind 127.0.0.1\n%s\nwhoami\n}\n"
+	for name, c := range map[string]struct{ key, plugins, want, more string }{
+		"acl":                   {".", "acl {\n\tallow\n}", "acl", ""},
+		"log":                   {".", "log", "log", ""},
+		"dnstap":                {".", "dnstap /tmp/no.sock", "dnstap", ""},
+		"dns64":                 {".", "dns64", "dns64", ""},
+		"view":                  {".", "view v {\n\texpr true\n}", "view", ""},
+		"tsig":                  {".", "tsig {\n\tsecret key.example.org. c2VjcmV0\n}", "tsig", ""},
+		"loadbalance":           {".", "loadbalance {\n\tprefer 192.0.2.0/24\n}", "loadbalance", ""},
+		"proxyproto":            {".", "proxyproto", "proxyproto", ""},
+		"another protocol":      {"grpc://.", "", "grpc", ""},
+		"shed":                  {".", "shed", "shed", ""},
+		"shed in another block": {".", "", "shed, which server block example.org.:0", fmt.Sprintf(another, "shed")},
+		"proxyproto in another": {".", "", "proxyproto, which server block example.org.:0", fmt.Sprintf(another, "proxyproto")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			conf := filepath.Join(t.TempDir(), "Corefile")
-			text := fmt.Sprintf("%s:0 {\noptcache {\nfastpath\n}\nbind 127.0.0.1\n%s\nwhoami\n}\n", c.key, c.plugins)
+			text := fmt.Sprintf("%s:0 {\noptcache {\nfastpath\n}\nbind 127.0.0.1\n%s\nwhoami\n}\n%s", c.key, c.plugins, c.more)
 			if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -225,12 +228,16 @@ func TestFastPathRefuses(t *testing.T) {
 }
 
 // Reloads lose no query: with the fast path as before, with more and fewer workers, without and with it
-// again, and with one that fails. Afterwards there are as many sockets and goroutines as before.
+// again, with more and fewer sockets of CoreDNS's own, and with one that fails. Afterwards there are as many sockets and goroutines as before.
 func TestFastPathReloads(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t)
 	good := func(options string) string {
 		return fastBlock("dns", u.addr, options, "prometheus 127.0.0.1:${metrics}")
+	}
+	slow := block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache")
+	sockets := func(n int, text string) string { // of CoreDNS's own
+		return strings.Replace(text, "errors", fmt.Sprintf("errors\n\tmultisocket %d", n), 1)
 	}
 	s := startFast(t, good("2"))
 	stops := make([]func() int64, 4)
@@ -240,10 +247,9 @@ func TestFastPathReloads(t *testing.T) {
 	idle := 0.0
 	variants := []string{
 		good("2"), good("3"), good("1"),
-		block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache"),
-		good("2"),
-		strings.Replace(good("2"), "errors", "errors\n\tmultisocket 3", 1),
-		good("2"),
+		slow, good("2"),
+		// With fewer sockets and without the fast path, CoreDNS loses what is in those that it closes.
+		sockets(3, good("2")), good("2"), slow, sockets(3, slow), sockets(3, good("2")), sockets(2, good("2")), good("2"),
 		strings.Replace(good("2"), "fastpath 2", "fastpath none", 1), // refused
 		good("2"),
 	}
@@ -288,6 +294,35 @@ func TestFastPathReloads(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// The plugin reload reloads in its own way: without a signal.
+func TestFastPathWithTheReloadPlugin(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t)
+	text := fastBlock("dns", u.addr, "2", "prometheus 127.0.0.1:${metrics}", "reload 2s 1s")
+	s := startFast(t, text)
+	for n := range 3 {
+		sockets := fmt.Sprintf("errors\n\tmultisocket %d", 1+n%2)
+		s.write(strings.Replace(text, "errors", sockets, 1))
+		eventually(t, func() error {
+			if got := strings.Count(s.out.String(), "Reloading complete"); got != n+1 {
+				return fmt.Errorf("%d of %d reloads", got, n+1)
+			}
+			return nil
+		})
+		waitForWorkers(t, s)
+		before := fastHits(t, s)
+		for range 5 {
+			ask(t, overUDP(s.addr("dns")), query("www.example.org.", dns.TypeA))
+		}
+		eventually(t, func() error {
+			if n := fastHits(t, s) - before; n < 4 {
+				return fmt.Errorf("%v fast hits", n)
+			}
+			return nil
+		})
+	}
 }
 
 // When the server ends, what it has received is answered.
