@@ -384,7 +384,9 @@ func TestReloadKeepsTheNews(t *testing.T) {
 	instances.nextGeneration()
 	next := newOptcache(o)
 	next.Next, next.place = up, h.place
-	next.clock = func() int64 { return 100e9 } // the denial has expired
+	var now atomic.Int64
+	now.Store(100e9) // the denial has expired
+	next.clock = now.Load
 	if err := next.start(h.place.at, []plugin.Handler{next}); err != nil {
 		t.Fatal(err)
 	}
@@ -394,7 +396,7 @@ func TestReloadKeepsTheNews(t *testing.T) {
 	for next.store.total() == 0 {
 		runtime.Gosched()
 	}
-	next.clock = func() int64 { return 200e9 }
+	now.Store(200e9)
 	h.stop()
 	settled(next)
 	if m := answer(t, ctx, next, r); m.Rcode != dns.RcodeSuccess || len(m.Answer) != 1 {
