@@ -12,7 +12,7 @@ for tool in buildah setcap; do
 done
 
 # Only root may set a file capability; of a user namespace is enough.
-[ "$(id -u)" = 0 ] || exec buildah unshare "$0" "$@"
+[ "$(id -u)" = 0 ] || exec buildah unshare deploy/image.sh "$@"
 
 context=bin/image
 rm -rf $context
