@@ -20,8 +20,9 @@ func (l *countLedger) takeAccessed(n *node) int {
 
 func (*countLedger) moved(*node, segment) {}
 
-// policyRun drives a policy alone with a trace of keys and TTLs and returns the number of hits.
-func policyRun(capacity int, trace []request3) (hits int) {
+// policyRun drives a policy alone with a trace of keys and TTLs and returns the number of hits. There is memory for room
+// entries.
+func policyRun(capacity, room int, trace []request3) (hits int) {
 	l := &countLedger{counts: make(map[uint32]int)}
 	p := newSLRU([classes]int{capacity, 1}, l, newClimber(capacity, false))
 	inside := make(map[uint32]uint32) // node by key
@@ -38,7 +39,7 @@ func policyRun(capacity int, trace []request3) (hits int) {
 			p.renew(id, r.second+r.ttl)
 			continue
 		}
-		for p.full(success) {
+		for p.full(success) || len(inside) >= room {
 			v := p.victim(success, r.second)
 			n := &p.nodes[v]
 			delete(inside, n.slot)
@@ -77,13 +78,17 @@ func syntheticTrace(n int) []request3 {
 // know by how much. `go run ./bench/hitratio` says what they mean on real traces.
 func TestPolicyHitsExactly(t *testing.T) {
 	trace := syntheticTrace(200_000)
-	for _, tt := range []struct{ capacity, hits int }{
-		{64, 51124},
-		{512, 113531},
-		{4096, 142049},
+	for _, tt := range []struct{ capacity, room, hits int }{
+		{64, 64, 51124},
+		{512, 512, 113531},
+		{4096, 4096, 142049},
+		// Memory is what is full.
+		{128, 64, 52590},
+		{1024, 512, 113925},
+		{4096, 512, 114608},
 	} {
-		t.Run(fmt.Sprint(tt.capacity), func(t *testing.T) {
-			if got := policyRun(tt.capacity, trace); got != tt.hits {
+		t.Run(fmt.Sprintf("%d of %d", tt.room, tt.capacity), func(t *testing.T) {
+			if got := policyRun(tt.capacity, tt.room, trace); got != tt.hits {
 				t.Errorf("%d hits, want %d", got, tt.hits)
 			}
 		})
@@ -93,9 +98,9 @@ func TestPolicyHitsExactly(t *testing.T) {
 // TestPolicyResistsAScan: a flood of names that are asked for once does not push out those that
 // are asked for all the time.
 func TestPolicyResistsAScan(t *testing.T) {
-	const capacity, popular = 1000, 500
+	const room, popular = 1000, 500
 	var trace []request3
-	hitsOf := func(flood bool) int {
+	hitsOf := func(capacity int, flood bool) int {
 		trace = trace[:0]
 		for i := range uint32(100_000) {
 			trace = append(trace, request3{0, i % popular, 3600})
@@ -103,11 +108,13 @@ func TestPolicyResistsAScan(t *testing.T) {
 				trace = append(trace, request3{0, 1_000_000 + i, 3600}, request3{0, 2_000_000 + i, 3600})
 			}
 		}
-		return policyRun(capacity, trace)
+		return policyRun(capacity, room, trace)
 	}
-	calm, flooded := hitsOf(false), hitsOf(true)
-	if flooded < calm*98/100 {
-		t.Errorf("%d hits in a flood, %d without", flooded, calm)
+	for _, capacity := range []int{room, 2 * room, 5 * room} { // the latter when memory is full before
+		calm, flooded := hitsOf(capacity, false), hitsOf(capacity, true)
+		if flooded < calm*98/100 {
+			t.Errorf("capacity %d: %d hits in a flood, %d without", capacity, flooded, calm)
+		}
 	}
 }
 

@@ -102,6 +102,7 @@ type slru struct {
 type division struct {
 	segments [segments]list
 	capacity int // entries
+	room     int // how many there were when the last victim was looked for: fewer than capacity, if memory is what is full
 	sketch   *sketch.Sketch
 	ghost    ghost
 }
@@ -113,25 +114,26 @@ func newSLRU(capacity [classes]int, l ledger, c *climber) slru {
 		for s := range d.segments {
 			d.segments[s] = list{head: none, tail: none}
 		}
-		d.capacity = capacity[i]
+		d.capacity, d.room = capacity[i], capacity[i]
 		d.sketch = sketch.New(d.capacity)
 		d.ghost = make(ghost, d.capacity)
 	}
 	return p
 }
 
-// main returns the number of entries outside the window.
-func (d *division) main() int { return d.segments[probationary].n + d.segments[protected].n }
+// main returns the number of entries outside the window, and entries that of all.
+func (d *division) main() int    { return d.segments[probationary].n + d.segments[protected].n }
+func (d *division) entries() int { return d.segments[window].n + d.main() }
 
 // full reports whether a class needs a victim before it takes another entry.
 func (p *slru) full(c class) bool {
 	d := &p.classes[c]
-	return d.segments[window].n+d.main() >= d.capacity
+	return d.entries() >= d.capacity
 }
 
 // windowSize is how many entries of a class the window should have.
 func (p *slru) windowSize(d *division) int {
-	return max(d.capacity*p.climber.windowShare()/1000, 1)
+	return max(d.room*p.climber.windowShare()/1000, 1)
 }
 
 // add makes a node for a new entry. It enters the window or, if the ghost knows it, the protected
@@ -178,7 +180,7 @@ func (p *slru) protect(id uint32) {
 	p.move(id, protected)
 	d := &p.classes[p.nodes[id].class]
 	l := &d.segments[protected]
-	limit := (d.capacity - p.windowSize(d)) * protectedShare / 100
+	limit := (max(d.room, d.entries()) - p.windowSize(d)) * protectedShare / 100
 	for moves := 0; l.n > max(limit, 1); moves++ {
 		tail := l.tail
 		if moves < maxMoves && p.accessed(tail) {
@@ -197,6 +199,7 @@ func (p *slru) victim(c class, now uint32) uint32 {
 		return id
 	}
 	d := &p.classes[c]
+	d.room = d.entries()
 	size := p.windowSize(d)
 	for moves := 0; d.segments[window].n >= size; moves++ {
 		id := d.segments[window].tail
@@ -207,7 +210,7 @@ func (p *slru) victim(c class, now uint32) uint32 {
 		case moves < maxMoves && p.accessed(id):
 			p.move(id, window)
 			continue
-		case d.main() < d.capacity-size:
+		case d.main() < d.room-size:
 			p.move(id, probationary)
 			continue
 		}

@@ -115,6 +115,7 @@ type naivePolicy struct {
 	hand, age int
 	accesses  map[uint32]int
 	capacity  [classes]int
+	room      [classes]int
 	sketch    [classes]*sketch.Sketch
 	ghost     [classes]map[uint64]uint32 // hash by place
 	share     int                        // of the window, per mille
@@ -130,7 +131,7 @@ type naiveEntry struct {
 }
 
 func newNaivePolicy(capacity [classes]int, share int) *naivePolicy {
-	p := &naivePolicy{accesses: map[uint32]int{}, capacity: capacity, share: share}
+	p := &naivePolicy{accesses: map[uint32]int{}, capacity: capacity, room: capacity, share: share}
 	for c := range p.capacity {
 		p.sketch[c] = sketch.New(capacity[c])
 		p.ghost[c] = map[uint64]uint32{}
@@ -216,11 +217,18 @@ func (p *naivePolicy) enter(e *naiveEntry, to segment) {
 	p.segments[e.class][to] = slices.Insert(p.segments[e.class][to], 0, e)
 }
 
-func (p *naivePolicy) window(c class) int { return max(p.capacity[c]*p.share/1000, 1) }
+func (p *naivePolicy) window(c class) int { return max(p.room[c]*p.share/1000, 1) }
+
+func (p *naivePolicy) entries(c class) (n int) {
+	for _, l := range p.segments[c] {
+		n += len(l)
+	}
+	return n
+}
 
 func (p *naivePolicy) protect(e *naiveEntry) {
 	p.enter(e, protected)
-	most := max((p.capacity[e.class]-p.window(e.class))*8/10, 1)
+	most := max((max(p.room[e.class], p.entries(e.class))-p.window(e.class))*8/10, 1)
 	for moves := 0; len(p.segments[e.class][protected]) > most; moves++ {
 		oldest := last(p.segments[e.class][protected])
 		if moves < maxMoves && p.accessed(oldest) {
@@ -248,6 +256,7 @@ func (p *naivePolicy) victim(c class, now uint32) *naiveEntry {
 			return e
 		}
 	}
+	p.room[c] = p.entries(c)
 	for moves := 0; len(p.segments[c][window]) >= p.window(c); moves++ {
 		e := last(p.segments[c][window])
 		switch main := len(p.segments[c][probationary]) + len(p.segments[c][protected]); {
@@ -255,7 +264,7 @@ func (p *naivePolicy) victim(c class, now uint32) *naiveEntry {
 			return e
 		case moves < maxMoves && p.accessed(e):
 			p.enter(e, window)
-		case main < p.capacity[c]-p.window(c):
+		case main < p.room[c]-p.window(c):
 			p.enter(e, probationary)
 		default:
 			rival := p.mainVictim(c, now)
