@@ -74,10 +74,6 @@ type fastBlock struct {
 // setupFast gives a server block a fast path, as far as that can be done before the server exists.
 func setupFast(c *caddy.Controller, o *Optcache) error {
 	cfg := dnsserver.GetConfig(c)
-	fast := &o.fast
-	if cfg.Transport != transport.DNS {
-		return fast.err("it is for plain DNS, and the server block serves %s://", cfg.Transport)
-	}
 	b := &fastBlock{o: o}
 	if cfg.UDPDecorateWriterFunc == nil {
 		cfg.UDPDecorateWriterFunc = b.serves
@@ -86,7 +82,7 @@ func setupFast(c *caddy.Controller, o *Optcache) error {
 		if o.store == nil { // it was not started
 			return nil
 		}
-		if err := errors.Join(b.inspect(cfg), b.inspectServer(cfg, c.Context())); err != nil {
+		if err := errors.Join(b.inspect(cfg), b.inspectServers(c.Context())); err != nil {
 			return err
 		}
 		o.block = b
@@ -95,7 +91,11 @@ func setupFast(c *caddy.Controller, o *Optcache) error {
 	// What else asks for GOMAXPROCS while the next generation is set up, such as multisocket, gets what it would
 	// get without workers.
 	c.OnRestart(func() error { runtime.GOMAXPROCS(ownProcs()); return nil })
-	c.OnRestartFailed(func() error { raiseProcs(); return nil })
+	c.OnRestartFailed(func() error {
+		raiseProcs()
+		reopenLanes() // it may have failed after its end
+		return nil
+	})
 	// Some reloads forget all hooks, others none.
 	if !slices.Contains(caddy.ListPlugins()["event_hooks"], pluginName) {
 		caddy.RegisterEventHook(pluginName, func(event caddy.EventName, _ any) error {
@@ -133,8 +133,19 @@ func decorates(f func(*dnsserver.Server) dns.DecorateWriter) bool {
 
 // sameServer reports whether CoreDNS makes one server of both configs, on some address.
 func sameServer(a, b *dnsserver.Config) bool {
-	return a.Transport == b.Transport && a.Port == b.Port &&
-		slices.ContainsFunc(a.ListenHosts, func(host string) bool { return slices.Contains(b.ListenHosts, host) })
+	return a.Transport == b.Transport && slices.ContainsFunc(a.ListenHosts, func(host string) bool {
+		at := listenAddr(host, a.Port)
+		return slices.ContainsFunc(b.ListenHosts, func(other string) bool { return at == listenAddr(other, b.Port) })
+	})
+}
+
+// listenAddr returns an address as CoreDNS writes it.
+func listenAddr(host, port string) string {
+	addr, err := net.ResolveTCPAddr("tcp", net.JoinHostPort(host, port))
+	if err != nil {
+		return ""
+	}
+	return addr.String()
 }
 
 // unexported returns a field of a struct of CoreDNS that is not exported. ok is false where there is none of that name
@@ -189,22 +200,30 @@ func (b *fastBlock) inspect(cfg *dnsserver.Config) error {
 	return nil
 }
 
-// inspectServer looks at what stands in the server blocks of a Corefile that cfg shares a server with, itself included.
-func (b *fastBlock) inspectServer(cfg *dnsserver.Config, corefile caddy.Context) error {
+// inspectServers looks at what the servers of b's block serve, and at what stands in the other blocks that share them.
+func (b *fastBlock) inspectServers(corefile caddy.Context) error {
 	fast := &b.o.fast
 	all, ok := unexported[[]*dnsserver.Config](corefile, "configs")
 	if !ok {
 		return fast.err("this version of CoreDNS does not say what is in a Corefile")
 	}
-	for _, other := range all {
-		switch {
-		case !sameServer(cfg, other):
-		case other.ProxyProtoConnPolicy != nil:
-			return fast.err("it cannot stand beside the plugin proxyproto, which server block %s:%s has on the same address",
-				other.Zone, other.Port)
-		case decorates(other.UDPDecorateWriterFunc):
-			return fast.err("it cannot stand beside a plugin that puts a writer of its own under the server, such as shed, which server block %s:%s has on the same address",
-				other.Zone, other.Port)
+	for _, own := range all { // one for each key of the block
+		if own.Handler(pluginName) != plugin.Handler(b.o) {
+			continue
+		}
+		if own.Transport != transport.DNS {
+			return fast.err("it is for plain DNS, and the server block serves %s://", own.Transport)
+		}
+		for _, other := range all {
+			switch {
+			case !sameServer(own, other):
+			case other.ProxyProtoConnPolicy != nil:
+				return fast.err("it cannot stand beside the plugin proxyproto, which server block %s:%s has on the same address",
+					other.Zone, other.Port)
+			case decorates(other.UDPDecorateWriterFunc):
+				return fast.err("it cannot stand beside a plugin that puts a writer of its own under the server, such as shed, which server block %s:%s has on the same address",
+					other.Zone, other.Port)
+			}
 		}
 	}
 	return nil

@@ -204,6 +204,8 @@ func TestFastPathRefuses(t *testing.T) {
 		"another protocol":      {"grpc://.", "", "grpc", ""},
 		"shed":                  {".", "shed", "shed", ""},
 		"shed in another block": {".", "", "shed, which server block example.org.:0", fmt.Sprintf(another, "shed")},
+		"shed by another key":   {"example.net:5399 example.com", "", "shed, which server block example.org.:0", fmt.Sprintf(another, "shed")},
+		"TLS by another key":    {"example.net:0 tls://example.com", "", "tls", ""},
 		"proxyproto in another": {".", "", "proxyproto, which server block example.org.:0", fmt.Sprintf(another, "proxyproto")},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -106,7 +106,12 @@ func (s *Socket) leave() error {
 	case *unix.SockaddrInet6:
 		to.Port = discardPort
 	}
-	return unix.Connect(s.fd, to)
+	err = unix.Connect(s.fd, to)
+	if to, ok := to.(*unix.SockaddrInet6); ok && err != nil && s.pktinfo { // no IPv6 on the loopback device
+		to.Addr = [16]byte{10: 0xff, 0xff, 127, 0, 0, 1}
+		return unix.Connect(s.fd, to)
+	}
+	return err
 }
 
 // close may be called twice.
