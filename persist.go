@@ -75,7 +75,7 @@ const (
 	mostSlice  = 500 * time.Microsecond
 
 	// snapshotRecords is how many records a file may have, in terms of the entries that there is room for, and
-	// snapshotBytes how long each may be on average.
+	// snapshotBytes how long each may be on average, unless twice the memory is more.
 	snapshotRecords = 4
 	snapshotBytes   = 4 << 10
 )
@@ -345,7 +345,7 @@ func (k *keeper) read(o *Optcache, now int64, wall time.Time) error {
 	}
 	filling := <-empty
 	entries := o.store.sizes.entries()
-	limits := snapshot.Limits{Records: snapshotRecords * entries, Bytes: snapshotBytes * int64(entries)}
+	limits := snapshot.Limits{Records: snapshotRecords * entries, Bytes: max(snapshotBytes*int64(entries), 2*o.store.bound())}
 	_, err := snapshot.Read(o.file.path, limits, func(h *snapshot.Header) error {
 		if share, n := binary.Uvarint(h.Extra); n > 0 {
 			o.store.climber.goOnFrom(float64(share))
@@ -429,7 +429,7 @@ func (o *Optcache) readmit(s *scratch, m *dns.Msg, r *snapshot.Record, now int64
 	if r.Hits > 0 {
 		was.state[statePopularity] = packPopularity(now-int64(r.HitsAge), min(r.Hits, maxPopularity))
 	}
-	if !o.store.settle(s, &e, was, now, now) {
+	if !o.store.settle(s, &e, was, now) {
 		return refusedRoom
 	}
 	return refusedNot

@@ -1,6 +1,7 @@
 package optcache
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -195,6 +196,65 @@ func TestReloadWhileReading(t *testing.T) {
 		}
 		next.stop()
 	}
+}
+
+// What is in the file does not hide what has come since, to this generation or to the one before.
+func TestReadingHidesNoNews(t *testing.T) {
+	t.Parallel()
+	record := func(rcode int, rrs ...string) *snapshot.Record {
+		m := asking("host.example.org.", dns.TypeA)
+		m.Response, m.Rcode = true, rcode
+		if rcode == dns.RcodeSuccess {
+			m.Answer = parsed(rrs...)
+		} else {
+			m.Ns = parsed(rrs...)
+		}
+		b, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &snapshot.Record{Response: b, Stored: time.Unix(1e9-100, 0)}
+	}
+	const soa = "example.org. 600 IN SOA ns.example.org. host.example.org. 1 2 3 4 600"
+	const old = "host.example.org. 600 IN A 192.0.2.99"
+	ctx := serverContext(t)
+	o := roomFor(sizedOptions(4096))
+	o.file = fileOptions{path: filepath.Join(t.TempDir(), "answers")}
+	h := firstOf(t, o, new(census)) // begins to read at 0
+	for h.keeper.partial.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	answer(t, ctx, h, asking("host.example.org.", dns.TypeA))
+	h.keeper.partial.Store(true) // as if it had more to read
+	for name, change := range map[string]func(*options){
+		"same store": func(*options) {},
+		"another":    func(o *options) { o.success.capacity = 5000 },
+	} {
+		o := o
+		change(&o)
+		next := newOptcache(o)
+		next.Next, next.place = h.Next, h.place
+		next.clock = func() int64 { return 90e9 }
+		instances.nextGeneration()
+		if err := next.start(h.place.at, []plugin.Handler{next}); err != nil {
+			t.Fatal(err)
+		}
+		if !next.unread {
+			t.Errorf("%s: it does not read what has not been read", name)
+		}
+		for _, r := range []*snapshot.Record{record(dns.RcodeNameError, soa), record(dns.RcodeSuccess, old)} {
+			next.readmit(newScratch(), new(dns.Msg), r, 90e9, time.Unix(1e9, 0))
+		}
+		h.stop()
+		settled(next)
+		m := answer(t, ctx, next, asking("host.example.org.", dns.TypeA))
+		if m.Rcode != dns.RcodeSuccess || len(m.Answer) == 0 || m.Answer[0].(*dns.A).A.Equal(net.IPv4(192, 0, 2, 99)) {
+			t.Errorf("%s: the old answer is back: %v", name, m)
+		}
+		h = next
+		h.keeper.partial.Store(true)
+	}
+	h.stop()
 }
 
 // Who has not been asked for anything leaves the file alone: it may be of a reload that has failed.

@@ -67,7 +67,6 @@ func (o *Optcache) takeOver() error {
 	o.store = st
 	if from != nil {
 		st.seed = from.store.seed // so that one key serves for both
-		st.since = o.clock()
 		st.rules = rulesOf(o)
 		st.climber.startFrom(from.store.climber)
 		st.from.Store(from.store)
@@ -164,7 +163,7 @@ func (st *store) moveIn(clock func() int64) (n int64) {
 	for i := range from.shards {
 		sh := &from.shards[i]
 		sh.moveOut(s, clock, func(e *entry, was standing) {
-			if st.rules.apply(e, &s.key) && st.settle(s, e, was, st.since, clock()) {
+			if st.rules.apply(e, &s.key) && st.settle(s, e, was, clock()) {
 				n++
 			}
 		})
@@ -234,12 +233,16 @@ func (sh *shard) copyOut(s *scratch, id uint32) (e entry, was standing) {
 
 // settle stores the entry in s.record, which has been elsewhere until now, as what it was there, unless something
 // newer has come since.
-func (st *store) settle(s *scratch, e *entry, was standing, since, now int64) bool {
+func (st *store) settle(s *scratch, e *entry, was standing, now int64) bool {
 	sh := st.shard(s.key.hash)
 	sh.lock(s, now)
 	defer sh.unlock()
-	if sh.closed || sh.newer(s, e, since) || !e.servable(now, st.stale) {
+	if sh.closed || sh.newer(s, e) || !e.servable(now, st.stale) {
 		return false
+	}
+	if slot, ok := sh.locate(&s.key, flagDenial); ok {
+		_, old := sh.at(slot)
+		e.supersedes = old.stored < e.stored
 	}
 	sh.policy.still = true
 	defer func() { sh.policy.still = false }()
@@ -273,14 +276,19 @@ func (st *store) settle(s *scratch, e *entry, was standing, since, now int64) bo
 	return true
 }
 
-// newer reports whether the shard has an answer for s.key that makes e, which is about to move in, old: one of its kind,
-// or one that came since then.
-func (sh *shard) newer(s *scratch, e *entry, since int64) bool {
+// newer reports whether the shard has an answer for s.key that e, which is about to move in, would not have outlived: one
+// that came later, of the same kind or of one that goes before.
+func (sh *shard) newer(s *scratch, e *entry) bool {
 	var cur index.Cursor
+	kind := e.flags.kind()
 	for {
 		_, other, ok := sh.next(&cur, &s.key)
-		if !ok || other.flags.kind() == e.flags.kind() || other.stored >= since {
-			return ok
+		if !ok {
+			return false
+		}
+		replaces := other.flags.kind() == kind || kind == flagDenial || kind == 0 && other.flags.kind() == flagAnswers
+		if replaces && other.stored >= e.stored {
+			return true
 		}
 	}
 }
@@ -293,27 +301,31 @@ func (s *instanceSet) nextGeneration() error {
 	return nil
 }
 
-// forget stops the instances that are younger than o: they are of a reload that has failed. If they serve all the same,
-// it stops o.
+// forget stops what a reload of o's Corefile that has failed leaves behind: the instances that are younger than o. But a
+// reload fails, too, when the old generation cannot be stopped as it should, and then the new one serves all the same: what
+// is stopped is all that does not run.
 func (s *instanceSet) forget(o *Optcache) error {
 	if o.store == nil { // it was not started
 		return nil
 	}
-	// A reload fails, too, when the old instance cannot be stopped as it should. Then the new one serves.
-	if o.of != nil && !slices.Contains(caddy.Instances(), o.of) {
-		return o.stop()
-	}
-	s.mu.Lock()
-	s.generation = o.generation
-	s.mu.Unlock()
+	running := caddy.Instances()
+	gone := func(other *Optcache) bool { return other.of != nil && !slices.Contains(running, other.of) }
+	late := gone(o)
 	for _, other := range s.all() {
-		if other.generation > o.generation {
+		if late && gone(other) || !late && other.generation > o.generation {
 			other.stop()
 		}
 	}
+	left := s.all()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o.successor = nil
+	s.generation = 0
+	for _, other := range left {
+		s.generation = max(s.generation, other.generation)
+		if other.successor != nil && other.successor.stopped.Load() {
+			other.successor = nil
+		}
+	}
 	return nil
 }
 

@@ -368,6 +368,13 @@ func TestReloadThatFailsLate(t *testing.T) {
 	if n := up.asked.Load() - asked; n != 0 {
 		t.Errorf("%d queries for what was in the cache", n)
 	}
+	// Whoever reloads may not know that it had an effect, and reload from the first one again.
+	failed := nextOf(t, next, roomFor(sizedOptions(6000)))
+	failed.of = new(caddy.Instance)
+	instances.forget(h)
+	if !failed.stopped.Load() || next.stopped.Load() || next.successor != nil || instances.reloading(next) {
+		t.Error("what has failed then is still there")
+	}
 }
 
 // What has come to the new instance before the old one's answers move is newer than those.

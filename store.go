@@ -57,7 +57,6 @@ type store struct {
 
 	users  atomic.Int32          // instances that use it: see reload.go
 	from   atomic.Pointer[store] // whose answers are moving here
-	since  int64                 // from when on answers may have come here, too
 	to     atomic.Pointer[store] // where the answers have gone
 	rules  *rules                // for those
 	moving sync.Mutex            // held while they do
