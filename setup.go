@@ -21,6 +21,8 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/snapshot"
 )
 
 const (
@@ -535,10 +537,16 @@ func fileArgs(c *caddy.Controller, o *fileOptions) error {
 		c.Set(files.key(), files)
 	}
 	block := fileOwner{c.ServerBlockIndex, strings.Join(c.ServerBlockKeys, " ")}
-	if other, taken := files[o.path]; taken && other != block {
-		return c.Errf("cache_file_path: %q is the file of another server block, %s", words[0], other.keys)
+	path := o.path
+	if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(dir, filepath.Base(path))
 	}
-	files[o.path] = block
+	for _, path := range []string{path, path + snapshot.Temporary} {
+		if other, taken := files[path]; taken && other != block {
+			return c.Errf("cache_file_path: %q is the file of another server block, %s, or one beside it", words[0], other.keys)
+		}
+		files[path] = block
+	}
 	return nil
 }
 

@@ -59,15 +59,19 @@ func TestRestartKeepsAnswers(t *testing.T) {
 func TestOneFileForTwoBlocks(t *testing.T) {
 	t.Parallel()
 	for name, blocks := range map[string][2]string{
-		"zones":     {"example.org:0 {\n\tbind 127.0.0.1", "example.net:0 {\n\tbind 127.0.0.1"},
-		"addresses": {".:0 {\n\tbind 127.0.0.1", ".:0 {\n\tbind 127.0.0.2"},
-		"views":     {".:0 {\n\tview one {\n\t\texpr false\n\t}", ".:0 {\n"},
+		"zones":                               {"example.org:0 {\n\tbind 127.0.0.1", "example.net:0 {\n\tbind 127.0.0.1"},
+		"addresses":                           {".:0 {\n\tbind 127.0.0.1", ".:0 {\n\tbind 127.0.0.2"},
+		"addresses, and one beside the other": {".:0 {\n\tbind 127.0.0.1", ".:0 {\n\tbind 127.0.0.2"},
+		"views":                               {".:0 {\n\tview one {\n\t\texpr false\n\t}", ".:0 {\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "answers")
 			rest := "\n\toptcache {\n\t\tcache_file_path " + path + "\n\t}\n\twhoami\n}\n"
-			first := blocks[0] + rest
-			text := first + blocks[1] + rest
+			text := blocks[0] + rest
+			if strings.Contains(name, "beside") {
+				rest = strings.Replace(rest, path, path+".tmp", 1)
+			}
+			text += blocks[1] + rest
 			line := strings.Count(text[:strings.LastIndex(text, path)], "\n") + 1
 			conf := filepath.Join(t.TempDir(), "Corefile")
 			if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {

@@ -52,6 +52,9 @@ type Stats struct {
 	Bytes   int64 // of the file, compressed
 }
 
+// Temporary is what is behind the path in the name of the file that is being written.
+const Temporary = ".tmp"
+
 // Write writes a file with the records, at the cost of at most one core and of a few MiB of memory. A record may
 // be used again when the next one is asked for.
 //
@@ -63,7 +66,7 @@ type Stats struct {
 // the new file is there already. It is an error if another Write to path is under way, in any process, if there
 // is something else than a regular file at PATH.tmp, or if the header or a record is not what its type allows.
 func Write(path string, h Header, records iter.Seq[*Record]) (stats Stats, err error) {
-	f, err := create(path + ".tmp")
+	f, err := create(path + Temporary)
 	if err != nil {
 		return stats, named(path, err)
 	}
