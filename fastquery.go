@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 
+	"github.com/coredns/coredns/plugin/pkg/edns"
+
 	"github.com/miekg/dns"
 
 	"github.com/optcache/optcache/plugin/pkg/wire"
@@ -119,7 +121,8 @@ func (q *query) parseOPT(p []byte) (rest []byte, ok bool) {
 			return nil, false
 		}
 		n := 4 + int(binary.BigEndian.Uint16(p[2:]))
-		if code := binary.BigEndian.Uint16(p); len(p) < n || code != dns.EDNS0COOKIE && code != dns.EDNS0PADDING {
+		code := binary.BigEndian.Uint16(p)
+		if len(p) < n || code != dns.EDNS0COOKIE && code != dns.EDNS0PADDING || edns.SupportedOption(code) {
 			return nil, false
 		}
 		p = p[n:]

@@ -333,6 +333,7 @@ func (sh *shard) makeRoom(s *scratch, kind recordFlags, need int, now int64) (po
 			break
 		}
 		e := loadEntry(r.at(start * sh.granule))
+		sh.policy.remember(&sh.policy.nodes[e.node()])
 		sh.drop(e.node())
 		sh.ev.evicted[c]++
 	}

@@ -241,12 +241,17 @@ func (p *slru) dead(c class, now uint32) uint32 {
 		if n.segment == free || n.class != c || now <= n.expires {
 			continue
 		}
-		if n.segment == protected || n.hot {
-			p.classes[c].ghost.put(n.hash)
-		}
+		p.remember(n)
 		return p.hand
 	}
 	return none
+}
+
+// remember leaves a ghost of an entry that goes for no fault of its own, if it is in good standing.
+func (p *slru) remember(n *node) {
+	if n.segment == protected || n.hot {
+		p.classes[n.class].ghost.put(n.hash)
+	}
 }
 
 // mainVictim returns the entry that the main part would give up, or none when it is empty.
