@@ -277,6 +277,7 @@ func TestFastPathReloads(t *testing.T) {
 		answered += stop()
 	}
 	t.Logf("%d queries were answered during %d reloads", answered, rounds*len(variants))
+	waitForWorkers(t, s) // CoreDNS does not wait for its servers to begin
 	before := fastHits(t, s)
 	for range 5 {
 		ask(t, overUDP(s.addr("dns")), query("www0.example.org.", dns.TypeA))
