@@ -22,6 +22,7 @@ import (
 	"github.com/coredns/coredns/plugin/bufsize"
 	"github.com/coredns/coredns/plugin/loadbalance"
 	"github.com/coredns/coredns/plugin/metrics"
+	"github.com/coredns/coredns/plugin/pkg/edns"
 	"github.com/coredns/coredns/plugin/pkg/transport"
 
 	"github.com/miekg/dns"
@@ -193,6 +194,7 @@ func (b *fastBlock) inspect(cfg *dnsserver.Config) error {
 			b.front.local, b.front.localPrefix = true, localPrefix(h)
 		}
 	}
+	b.front.options = slices.ContainsFunc(ignored[:], edns.SupportedOption) // a rewrite somewhere may have asked for it
 	b.workers = fast.workers
 	if b.workers == 0 {
 		b.workers = ownProcs()

@@ -3,8 +3,7 @@ package optcache
 import (
 	"encoding/binary"
 	"math/rand/v2"
-
-	"github.com/coredns/coredns/plugin/pkg/edns"
+	"slices"
 
 	"github.com/miekg/dns"
 
@@ -47,6 +46,7 @@ type route struct {
 type mirror struct {
 	rotate      bool   // loadbalance round_robin
 	space       uint16 // bufsize; 0: none
+	options     bool   // replies repeat some of the options that are ignored otherwise
 	local       bool   // local has names of its own
 	localPrefix bool   // and those that begin with localhost.
 }
@@ -100,6 +100,9 @@ func fastType(qtype uint16) bool {
 	return !meta && qtype != dns.TypeDS && qtype != dns.TypeOPT && qtype != dns.TypeNone
 }
 
+// ignored are the EDNS options that a cache may ignore.
+var ignored = [...]uint16{dns.EDNS0COOKIE, dns.EDNS0PADDING}
+
 // parseOPT reads an OPT record (RFC 6891 section 6.1.2) and returns what comes behind.
 func (q *query) parseOPT(p []byte) (rest []byte, ok bool) {
 	if len(p) < wire.OPTLen || p[0] != 0 || binary.BigEndian.Uint16(p[1:]) != dns.TypeOPT {
@@ -121,10 +124,10 @@ func (q *query) parseOPT(p []byte) (rest []byte, ok bool) {
 			return nil, false
 		}
 		n := 4 + int(binary.BigEndian.Uint16(p[2:]))
-		code := binary.BigEndian.Uint16(p)
-		if len(p) < n || code != dns.EDNS0COOKIE && code != dns.EDNS0PADDING || edns.SupportedOption(code) {
+		if code := binary.BigEndian.Uint16(p); len(p) < n || !slices.Contains(ignored[:], code) {
 			return nil, false
 		}
+		q.options = true
 		p = p[n:]
 	}
 	return rest, true
@@ -157,6 +160,9 @@ func (f *fastQuery) prepare(p []byte, routes []route) pass {
 	o, front := f.route.o, &f.route.front
 	if !o.zoneNames.contain(lower) || o.bypass.contain(lower) || front.local && isLocal(lower, front.localPrefix) {
 		return passZone
+	}
+	if front.options && f.options {
+		return passPacket
 	}
 	if front.space > 0 && f.edns {
 		f.space = min(f.space, front.space)

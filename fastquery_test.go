@@ -286,6 +286,33 @@ func TestFastPathLeavesTheRestToTheChain(t *testing.T) {
 	})
 }
 
+// When a rewrite, anywhere, has made known an option that is ignored otherwise, replies have it, and the server makes them.
+func TestFastPathLeavesKnownOptionsToTheChain(t *testing.T) {
+	h := startNamed(t, t.Name(), roomyOptions(), addressUpstream)
+	r := asking("www.example.org.", dns.TypeA).SetEdns0(1232, false)
+	ask(serverContext(t), h, r, udp4Client)
+	for _, known := range []bool{false, true} {
+		f := newFast(t, h, "dns://"+t.Name()+":53", mirror{options: known})
+		for _, option := range []bool{false, true} {
+			r := r.Copy()
+			if option {
+				r.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"}}
+			}
+			p, err := r.Pack()
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := passNot
+			if known && option {
+				want = passPacket
+			}
+			if _, why := f.ask(p, udp4Client); why != want {
+				t.Errorf("known %v, option %v: passed as %q, want %q", known, option, passNames[why], passNames[want])
+			}
+		}
+	}
+}
+
 func TestFastPathMirrorsBufsize(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		up := &scripted{response: positive(aRecord)}

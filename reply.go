@@ -163,6 +163,7 @@ type query struct {
 	edns          bool
 	space         uint16 // the client's buffer, by its OPT
 	optFlags      uint16
+	options       bool // there are EDNS options; for the fast path
 }
 
 func queryOf(r *dns.Msg, opt *dns.OPT) (q query) {
