@@ -84,7 +84,6 @@ func openLane(s *dnsserver.Server, b *fastBlock) (err error) {
 func closeLanes(o *Optcache) {
 	lanes.mu.Lock()
 	defer lanes.mu.Unlock()
-	var closing []*lane
 	for _, l := range lanes.m {
 		for _, r := range l.retired {
 			if r.use(o) {
@@ -92,37 +91,34 @@ func closeLanes(o *Optcache) {
 			}
 		}
 		l.retired = slices.DeleteFunc(l.retired, func(r *routes) bool { return r.use(o) })
-		if l.routes.Load().use(o) {
-			l.drain()
-			closing = append(closing, l)
-		}
 	}
-	for _, l := range closing {
-		l.close()
-	}
+	endLanes(func(l *lane) bool { return l.routes.Load().use(o) })
 }
 
 // reopenLanes opens the sockets anew of lanes where they have lost their numbers: a reload may leave CoreDNS with fewer of
 // its own, or with more.
 func reopenLanes() {
-	for _, r := range closeShifted() {
+	lanes.mu.Lock()
+	ended := endLanes(func(l *lane) bool { return l.group != nil && l.group.Shifted() })
+	lanes.mu.Unlock()
+	for _, l := range ended {
+		r := l.routes.Load()
 		r.of.serves(r.server)
 	}
 }
 
-// closeShifted closes the lanes whose sockets the kernel does not find under their numbers any more, and returns where
-// they led.
-func closeShifted() (shifted []*routes) {
-	lanes.mu.Lock()
-	defer lanes.mu.Unlock()
+// endLanes ends some lanes, all at once, and returns them. The caller holds the lock of lanes.
+func endLanes(which func(*lane) bool) (ended []*lane) {
 	for _, l := range lanes.m {
-		if l.group != nil && l.group.Shifted() {
-			shifted = append(shifted, l.routes.Load())
+		if which(l) {
 			l.drain()
-			l.close()
+			ended = append(ended, l)
 		}
 	}
-	return shifted
+	for _, l := range ended {
+		l.close()
+	}
+	return ended
 }
 
 // use reports whether o serves one of the routes.
