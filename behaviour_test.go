@@ -16,6 +16,8 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/optcache/optcache/plugin/pkg/record"
 )
 
 // This file has the tests of what a DNS cache must get right (test/README.md has the list) that
@@ -153,8 +155,8 @@ func TestAnswerTooLargeForTheMemoryIsServedAndNotKept(t *testing.T) {
 			t.Errorf("reply %d has %d records", i, len(m.Answer))
 		}
 	}
-	if up.asked != 4 || h.store.len(success) != 0 {
-		t.Errorf("asked %d times, %d entries", up.asked, h.store.len(success))
+	if up.asked != 4 || h.store.len(record.Success) != 0 {
+		t.Errorf("asked %d times, %d entries", up.asked, h.store.len(record.Success))
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/record"
 )
 
 // BenchmarkLines is what cache_line_optimization costs in memory and buys in time: a million answers
@@ -68,12 +70,12 @@ func BenchmarkLines(b *testing.B) {
 	b.ReportMetric(0, "ns/op") // of a round of both: says nothing
 	for _, v := range variants {
 		st := v.h.store
-		held := st.len(success) + st.len(denial)
+		held := st.len(record.Success) + st.len(record.Denial)
 		if held < million*98/100 {
 			b.Fatalf("only %d answers are cached", held)
 		}
-		b.ReportMetric(float64(st.bytes()-st.fixed())/float64(held), "B/record-"+v.name)
-		b.ReportMetric(float64(st.bytes())/float64(held), "B/entry-"+v.name)
+		b.ReportMetric(float64(st.recordBytes())/float64(held), "B/record-"+v.name)
+		b.ReportMetric(float64(st.usage().used)/float64(held), "B/entry-"+v.name)
 		b.ReportMetric(v.fastest, "ns/hit-"+v.name)
 	}
 }

@@ -16,7 +16,7 @@ func BenchmarkSnapshot(b *testing.B) {
 	}
 	defer x.Close()
 	for i := range answers {
-		x.Request(uint64(i), 3600, 0)
+		x.Request(uint64(i), 3600, 0, 0)
 	}
 	x.o.file.path = filepath.Join(b.TempDir(), "answers")
 	wall := time.Unix(1e9, 0)
@@ -42,8 +42,8 @@ func BenchmarkSnapshot(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.StartTimer()
-			k := new(keeper)
-			if err := k.read(y.o, 0, wall); err != nil || k.loaded.Load() != answers {
+			k := new(snapshotter)
+			if err := k.read(y.o, 0, wall, nil); err != nil || k.loaded.Load() != answers {
 				b.Fatal(k.loaded.Load(), err)
 			}
 			b.StopTimer()

@@ -3,8 +3,12 @@ package optcache
 import (
 	"context"
 	"fmt"
+	"io"
+	golog "log"
 	"math/rand/v2"
 	"net"
+	"os"
+	"slices"
 	"testing"
 
 	"github.com/coredns/coredns/core/dnsserver"
@@ -13,6 +17,8 @@ import (
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/record"
 )
 
 // packWriter is the end of a chain: it packs messages, as the server does, and sends nothing.
@@ -37,9 +43,9 @@ func (w *packWriter) WriteMsg(m *dns.Msg) error {
 // newUDPWriter returns a writer that shares no line with another: each reply writes to it.
 func newUDPWriter() *packWriter {
 	padded := new(struct {
-		_ [2 * lineBytes]byte
+		_ [2 * record.LineBytes]byte
 		packWriter
-		_ [2 * lineBytes]byte
+		_ [2 * record.LineBytes]byte
 	})
 	padded.addr = &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40212}
 	return &padded.packWriter
@@ -96,12 +102,12 @@ func newStarted(tb testing.TB, o options, next plugin.Handler, front ...plugin.H
 	h := newOptcache(o)
 	h.Next = next
 	if _, bench := tb.(*testing.B); !bench {
-		h.clock = preciseNow // a test may run in a bubble with a clock of its own
+		h.clock = systemNow // a test may run in a bubble with a clock of its own
 	}
 	if err := h.start("", append(front, h)); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { h.stop() })
+	stopsWith(tb, h)
 	return h
 }
 
@@ -145,6 +151,55 @@ func BenchmarkHit(b *testing.B) {
 		h.Next = addressUpstream
 		hit(b, h, func(next plugin.Handler) { h.Next = next })
 	})
+}
+
+// BenchmarkHitBehind is a cached answer behind outer plugins, and one that must be compressed or cut: as bytes, as a message, and
+// with cache.
+func BenchmarkHitBehind(b *testing.B) {
+	golog.SetOutput(io.Discard)
+	defer golog.SetOutput(os.Stderr)
+	ctx := serverContext(b)
+	for _, bc := range []struct {
+		name      string
+		addresses int
+		wrap      []func(plugin.Handler) plugin.Handler
+	}{
+		{"loadbalance", 4, []func(plugin.Handler) plugin.Handler{balanced(b)}},
+		{"prometheus-loadbalance", 4, []func(plugin.Handler) plugin.Handler{measured, balanced(b)}},
+		{"log", 4, []func(plugin.Handler) plugin.Handler{func(next plugin.Handler) plugin.Handler { return pluginOf(b, "log", next) }}},
+		{"dnstap", 4, []func(plugin.Handler) plugin.Handler{func(next plugin.Handler) plugin.Handler { return newTap(&tapped{off: true}, true, next) }}},
+		{"compressed", 60, nil},
+		{"cut", 200, nil},
+	} {
+		for _, how := range trioNames {
+			b.Run(bc.name+"/"+how, func(b *testing.B) {
+				up := &scripted{response: addresses("www.example.org.", bc.addresses)}
+				wrap := bc.wrap
+				if how == "message" {
+					wrap = append(wrap, func(next plugin.Handler) plugin.Handler { return passing{name: "rewrite", next: next} })
+				}
+				front, _ := startBehind(b, benchOptions(10000), up, wrap...)
+				if how == "cache" {
+					stock := cache.New()
+					stock.Next = up
+					front = stock
+					for _, w := range slices.Backward(wrap) {
+						front = w(front)
+					}
+				}
+				r := question("www.example.org.")
+				sw := request.NewScrubWriter(r, newUDPWriter())
+				for range 5 {
+					front.ServeDNS(ctx, sw, r)
+				}
+				b.ReportAllocs()
+				b.ResetTimer()
+				for b.Loop() {
+					front.ServeDNS(ctx, sw, r)
+				}
+			})
+		}
+	}
 }
 
 // BenchmarkHitParallel is how hits scale over the cores: run it with -cpu 1,2 and compare.

@@ -21,11 +21,15 @@ import (
 	"github.com/coredns/caddy/caddyfile"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/cache"
 	"github.com/coredns/coredns/plugin/metadata"
 	"github.com/coredns/coredns/plugin/metrics"
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/optcache/optcache/plugin/fastpath"
+	"github.com/optcache/optcache/plugin/pkg/query"
 )
 
 // This file runs CoreDNS's own cache and optcache side by side. Both are set up from the same Corefile,
@@ -36,6 +40,7 @@ import (
 // What is allowed to differ is kept out of the scenarios, and is all that BEHAVIOUR.md's lines that are
 // marked beyond say, with tests of their own:
 //
+//   - Letters: cache's reply has the letters of the first client, which spelling makes the last one's.
 //   - TTLs of 2^31 or more, and a SOA MINIMUM below the SOA's TTL: never in the generator's responses.
 //   - Coalescing and Extended DNS Errors: switched off.
 //   - Evictions: there are fewer names than there is room.
@@ -43,8 +48,24 @@ import (
 //     in a scenario that has such a response.
 //   - zone/wildcard, with prefetch or serve_stale: optcache tells of the wildcard that an answer was made from
 //     when the answer came by a refresh, too. Not compared there.
-//   - serve_stale verify without a timeout: cache keeps a denial that is dead beside the new answer, and
-//     asks the upstream again each time. optcache drops it. There, a name has answers of one class only.
+//   - prefetch and serve_stale: cache keeps an answer beside the denial that came after it, and the other way
+//     round, and lets failures take the place of denials. In optcache, what is newer and says something ends
+//     what is older, and what says nothing ends nothing. There, a name has answers of one class only, and none
+//     that neither answer nor deny; they fail with SERVFAIL only, where a name has positive answers and there is
+//     no prefetch. With serve_stale, they fail only where failures are not kept, for cache serves those stale, too;
+//     with prefer_positive, all answer, for to cache a denial is no news of a stale denial; and none are cut off, have a TTL of 0, or are not kept for another reason.
+//   - dns64 and rewritten names, with prefetch, serve_stale or a MINTTL above 5 s: the question behind them decides on
+//     what a response is.
+//   - NOERROR that neither answers nor denies, with a MINTTL above 5 s: that is not for it. Never in there.
+//   - NOERROR with records in the authority section that are neither SOA nor NS: says nothing. Never in there.
+//   - NXDOMAIN behind a CNAME, which optcache keeps: never in the generator's responses.
+//   - Signatures that are not good for the time that a scenario takes, where the client has asked with DO: never in there.
+//   - RD: what RD=0 brings is for RD=0 only, and kept only if it answers or denies. Queries are RD=0 where what RD=1 has
+//     brought serves them, in which case a refresh has RD=1. In some scenarios all queries are RD=0, and responses that
+//     cache keeps answer or deny.
+//   - ECS: no response has a SCOPE above 0. Subnets of background refreshes are not compared: optcache sends none.
+//   - Refreshes that take longer than 4 s, after which optcache begins another one: no upstream takes as long. And
+//     serve_stale verify TIMEOUT while another client verifies, when cache serves the old answer at once.
 
 var (
 	diffSteps = flag.Int("diff.steps", 0, "steps of the differential test; 0: what takes some seconds")
@@ -72,13 +93,17 @@ type diffScenario struct {
 	fast    bool     // hits over UDP are answered by the fast path, where it may stand
 	steps   []diffStep
 
-	oneClass bool // names have answers of one class only
+	oneClass bool // names have answers of one class only, and nothing that says nothing
+	raised   bool // MINTTL of success is above 5 s
+	waits    bool // verify: no query comes while another one's refresh is under way
+	norec    bool // no query that arrives at the cache has RD
 }
 
 // diffOutcome is what can be seen of one step.
 type diffOutcome struct {
 	packets  [][]byte
 	asked    []string // of the upstream
+	told     []string // lines of log, and messages of dnstap
 	wildcard string
 	panicked string
 	fast     bool // by the fast path, where nobody reads metadata
@@ -90,7 +115,12 @@ type diffSide struct {
 	server *dnsserver.Server
 	ctx    context.Context
 	fast   *fast // or nil
+	norec  bool  // as in the scenario
 	stop   func()
+	cache  *Optcache // or nil
+	logged *logged   // by addr
+	addr   string
+	tapped tapped
 
 	mu       sync.Mutex // guards what follows: refreshes ask in the background
 	step     *diffStep
@@ -100,25 +130,46 @@ type diffSide struct {
 
 var diffDirectives = sync.OnceFunc(func() {
 	optcacheDirective()
-	lanesSupported() // tries with real sockets, which do not go by a bubble's time
+	fastpath.Supported() // tries with real sockets, which do not go by a bubble's time
 })
 
 // diffFastHits is how many replies came by the fast path.
 var diffFastHits atomic.Int64
 
 // newDiffSide sets up a server from the scenario's Corefile.
-func newDiffSide(name string, sc *diffScenario, addr string) (*diffSide, error) {
-	s := &diffSide{name: name, stop: func() {}}
+func newDiffSide(name string, sc *diffScenario, addr string, out *logged) (*diffSide, error) {
+	s := &diffSide{name: name, stop: func() {}, norec: sc.norec, addr: addr, logged: out}
+	s.tapped.as = func(p []byte) string { return diffPacket(p, sc.shuffled()) }
 	base := caddy.NewTestController("dns", "")
 	base.ServerBlockKeys = []string{"dns://.:53"}
 	cfg := dnsserver.GetConfig(base)
 	cfg.Zone, cfg.Transport = ".", "dns"
 
-	lines := append(slices.Clone(sc.plugins), sc.block(name))
+	var lines []string
+	for _, line := range append(slices.Clone(sc.plugins), sc.block(name)) { // a plugin reads all its lines at once
+		word, _, _ := strings.Cut(line, " ")
+		if i := slices.IndexFunc(lines, func(other string) bool { return strings.HasPrefix(other, word+" ") }); i >= 0 {
+			lines[i] += "\n" + line
+		} else {
+			lines = append(lines, line)
+		}
+	}
 	slices.SortStableFunc(lines, func(a, b string) int { return directiveOrder(a) - directiveOrder(b) })
 	cfg.AddPlugin(func(next plugin.Handler) plugin.Handler { return diffProbe{s, next} })
 	for _, line := range lines {
 		word, _, _ := strings.Cut(line, " ")
+		switch {
+		case word == "log":
+			_, classes, some := strings.Cut(line, "{")
+			if line = logLine(addr); some {
+				line += " {" + classes
+			}
+		case word == "dnstap": // would connect
+			cfg.AddPlugin(func(next plugin.Handler) plugin.Handler {
+				return newTap(&s.tapped, strings.HasSuffix(line, "full"), next)
+			})
+			continue
+		}
 		if word == "prometheus" { // would listen
 			cfg.AddPlugin(func(next plugin.Handler) plugin.Handler {
 				m := metrics.New("")
@@ -136,6 +187,9 @@ func newDiffSide(name string, sc *diffScenario, addr string) (*diffSide, error) 
 		if err != nil {
 			return nil, err
 		}
+		if word == stockName {
+			cfg.AddPlugin(func(next plugin.Handler) plugin.Handler { return spelling{next.(*cache.Cache)} })
+		}
 		if err := action(&c); err != nil {
 			return nil, fmt.Errorf("%s: %w", line, err)
 		}
@@ -145,9 +199,13 @@ func newDiffSide(name string, sc *diffScenario, addr string) (*diffSide, error) 
 	if s.server, err = dnsserver.NewServer(addr, []*dnsserver.Config{cfg}); err != nil {
 		return nil, err
 	}
+	if v, ok := cfg.Handler("view").(dnsserver.Viewer); ok { // as for a Corefile
+		cfg.ViewName, cfg.FilterFuncs = v.ViewName(), []dnsserver.FilterFunc{v.Filter}
+	}
 	s.ctx = context.WithValue(context.Background(), dnsserver.Key{}, s.server)
 	s.ctx = context.WithValue(s.ctx, dnsserver.LoopKey{}, 0)
 	if o, ok := cfg.Handler(pluginName).(*Optcache); ok {
+		s.cache = o
 		o.clock = systemNow
 		if err := o.start("", cfg.Handlers()); err != nil {
 			return nil, err
@@ -156,9 +214,12 @@ func newDiffSide(name string, sc *diffScenario, addr string) (*diffSide, error) 
 		b := &fastBlock{o: o}
 		cfg.UDPDecorateWriterFunc = b.serves
 		if sc.fast && b.inspect(cfg) == nil {
-			s.fast = &fast{h: o, server: s.server}
-			s.fast.routes = []route{{zone: []byte{0}, o: o, server: o.serverOf(s.server), front: b.front}}
-			s.fast.q.s = newScratch()
+			o.block = b
+			r, err := newRoutes(s.server)
+			if err != nil {
+				return nil, err
+			}
+			s.fast = &fast{routes: *r}
 		}
 	}
 	return s, nil
@@ -210,9 +271,13 @@ func (s *diffSide) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	opt := ""
 	if o := r.IsEdns0(); o != nil {
 		opt = o.String()
+		if w.RemoteAddr().String() == noAddr.String() { // a refresh in the background: it carries no client's subnet
+			opt = query.WithoutSubnet(r).IsEdns0().String()
+		}
 	}
+	rd := r.RecursionDesired || !s.norec && !step.query.RecursionDesired
 	s.asked = append(s.asked, fmt.Sprintf("%s RD %v AD %v CD %v %s from %s %s",
-		r.Question[0].String(), r.RecursionDesired, r.AuthenticatedData, r.CheckingDisabled, opt, w.RemoteAddr().Network(), w.RemoteAddr()))
+		r.Question[0].String(), rd, r.AuthenticatedData, r.CheckingDisabled, opt, w.RemoteAddr().Network(), w.RemoteAddr()))
 	s.mu.Unlock()
 	time.Sleep(step.takes)
 	if step.wildcard != "" {
@@ -243,8 +308,8 @@ func (s *diffSide) do(step *diffStep) (out diffOutcome) {
 		if read.Unpack(p) == nil { // it came by the wire
 			q = read
 		}
-		if _, udp := step.client.(*net.UDPAddr); s.fast != nil && udp {
-			if reply, why := s.fast.ask(p, step.client); why == passNot {
+		if s.fast != nil {
+			if reply, why := s.fast.ask(p, step.client); why == fastpath.Answered {
 				diffFastHits.Add(1)
 				return diffOutcome{packets: [][]byte{bytes.Clone(reply)}, fast: true}
 			}
@@ -261,10 +326,11 @@ func (s *diffSide) collect(out *diffOutcome) {
 	slices.Sort(s.asked)
 	out.asked, s.asked = s.asked, nil
 	out.wildcard, s.wildcard = s.wildcard, ""
+	out.told = append(s.logged.take(s.addr), s.tapped.take()...)
 }
 
 // run goes through a scenario and says how many steps were taken until the sides differed, and how.
-func (sc *diffScenario) run(t *testing.T, worker int) (steps int, difference string, err error) {
+func (sc *diffScenario) run(t *testing.T, worker int, out *logged) (steps int, difference string, err error) {
 	diffDirectives()
 	synctest.Test(t, func(t *testing.T) {
 		var sides [2]*diffSide
@@ -274,7 +340,7 @@ func (sc *diffScenario) run(t *testing.T, worker int) (steps int, difference str
 			addrs[i] = fmt.Sprintf("dns://diff-%s-%d:53", name, worker)
 			before[i] = diffCounts(t, name, addrs[i])
 			var s *diffSide
-			if s, err = newDiffSide(name, sc, addrs[i]); err != nil {
+			if s, err = newDiffSide(name, sc, addrs[i], out); err != nil {
 				return
 			}
 			sides[i] = s
@@ -283,8 +349,14 @@ func (sc *diffScenario) run(t *testing.T, worker int) (steps int, difference str
 		defer func() { time.Sleep(time.Hour) }() // whatever is under way comes to its end
 		for steps = range sc.steps {
 			step := &sc.steps[steps]
+			if sc.waits {
+				time.Sleep(4 * time.Second)
+			}
 			time.Sleep(step.jump)
 			synctest.Wait() // for refreshes that end at this very moment
+			if !sc.norec {
+				step.query = asCache(sides[0].cache, step.query)
+			}
 			var outs [2]diffOutcome
 			var wg sync.WaitGroup
 			for i, s := range sides {
@@ -318,7 +390,7 @@ func (sc *diffScenario) run(t *testing.T, worker int) (steps int, difference str
 
 // compare says in what the two outcomes of a step differ.
 func (sc *diffScenario) compare(outs [2]diffOutcome) string {
-	shuffled := slices.Contains(sc.plugins, "loadbalance")
+	shuffled := sc.shuffled()
 	var texts [2]string
 	for i, out := range outs {
 		var b strings.Builder
@@ -328,7 +400,8 @@ func (sc *diffScenario) compare(outs [2]diffOutcome) string {
 		if strings.Contains(sc.block(stockName), "prefetch") || strings.Contains(sc.block(stockName), "serve_stale") || outs[0].fast {
 			out.wildcard = ""
 		}
-		fmt.Fprintf(&b, "upstream was asked:\n\t%s\nzone/wildcard: %q\n%s", strings.Join(out.asked, "\n\t"), out.wildcard, out.panicked)
+		fmt.Fprintf(&b, "upstream was asked:\n\t%s\nouter plugins were told:\n\t%s\nzone/wildcard: %q\n%s",
+			strings.Join(out.asked, "\n\t"), strings.Join(out.told, "\n\t"), out.wildcard, out.panicked)
 		texts[i] = b.String()
 	}
 	same := texts[0] == texts[1] && len(outs[0].packets) == len(outs[1].packets)
@@ -340,6 +413,9 @@ func (sc *diffScenario) compare(outs [2]diffOutcome) string {
 	}
 	return fmt.Sprintf("--- optcache:\n%s\n--- cache:\n%s", texts[0], texts[1])
 }
+
+// shuffled reports whether the order of records is left to chance.
+func (sc *diffScenario) shuffled() bool { return slices.Contains(sc.plugins, "loadbalance") }
 
 // diffPacket is a packet in words; sorted, if the order of records is left to chance.
 func diffPacket(p []byte, shuffled bool) string {
@@ -504,13 +580,14 @@ func TestDifferential(t *testing.T) {
 	var taken, scenarios, next atomic.Int64
 	var failed atomic.Bool
 	start := time.Now()
+	out := logOutput(t)
 	for worker := range workers {
 		t.Run(fmt.Sprintf("worker %d", worker), func(t *testing.T) {
 			t.Parallel()
 			for !failed.Load() && taken.Load() < int64(steps) {
 				number := next.Add(1)
 				sc := newDiffScenario(seed, uint64(number))
-				n, difference, err := sc.run(t, worker)
+				n, difference, err := sc.run(t, worker, out)
 				if err != nil {
 					t.Fatalf("seed %d, scenario %d: %v", seed, number, err)
 				}
@@ -523,10 +600,10 @@ func TestDifferential(t *testing.T) {
 				}
 				sc.steps = sc.steps[:n]
 				shortest := sc.shorten(func(s *diffScenario) bool {
-					_, d, err := s.run(t, worker)
+					_, d, err := s.run(t, worker, out)
 					return d != "" && err == nil && s.allowed()
 				})
-				_, last, _ := shortest.run(t, worker)
+				_, last, _ := shortest.run(t, worker, out)
 				t.Errorf("seed %d, scenario %d, step %d:\n%s\n%s", seed, number, n, shortest, last)
 			}
 		})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"github.com/coredns/coredns/request"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/record"
 )
 
 // This file holds what the tests of the handler share.
@@ -196,8 +199,23 @@ func startNamed(tb testing.TB, view string, o options, next plugin.Handler, fron
 	if err := h.start(view, append(front, h)); err != nil {
 		tb.Fatal(err)
 	}
-	tb.Cleanup(func() { h.stop() })
+	stopsWith(tb, h)
 	return h
+}
+
+// stopsWith has an instance stop when the test ends. What it has counted goes then, too: series outlive instances, and another run of
+// the test in this process is to count from zero.
+func stopsWith(tb testing.TB, h *Optcache) {
+	tb.Cleanup(func() {
+		h.stop()
+		mine := countersOf(h)
+		sharedCounts.Delete(h.labelsAt(""))
+		allCounters.mu.Lock()
+		defer allCounters.mu.Unlock()
+		maps.DeleteFunc(allCounters.m, func(l labels, c *counters) bool {
+			return slices.Contains(mine, c) || slices.ContainsFunc(h.addrs, func(addr string) bool { return l == h.labelsAt(addr) })
+		})
+	})
 }
 
 // fakeClock is a clock that stands until it is moved.
@@ -238,7 +256,7 @@ func countersOf(o *Optcache) (all []*counters) {
 // count returns a counter of an instance.
 func count(o *Optcache, which counter) (n uint64) {
 	for _, c := range countersOf(o) {
-		n += c.sum(which)
+		n += c.sums()[which]
 	}
 	return n
 }
@@ -246,8 +264,9 @@ func count(o *Optcache, which counter) (n uint64) {
 // sentWays returns how many hits of an instance went which way.
 func sentWays(o *Optcache) (n [ways]uint64) {
 	for _, c := range countersOf(o) {
+		all := c.sums()
 		for w := range ways {
-			n[w] += c.hits(func(_ class, _ tier, k way) bool { return k == w })
+			n[w] += all.hits(func(_ record.Class, _ tier, k way) bool { return k == w })
 		}
 	}
 	return n
@@ -273,8 +292,44 @@ func newTrio(tb testing.TB, view string, o options) *trio {
 	byMessage := startNamed(tb, view+"/message", o, tr.ups[1], named{name: "rewrite"})
 	stock := cache.New()
 	stock.Next = tr.ups[2]
-	tr.chains = [3]plugin.Handler{byBytes, byMessage, stock}
+	tr.chains = [3]plugin.Handler{byBytes, byMessage, spelling{stock}}
 	return tr
+}
+
+// spelling stands in front of CoreDNS's cache where that is held against optcache. It does what optcache does and
+// cache does not: the names in a response that are the qname get the client's letters.
+type spelling struct{ stock *cache.Cache }
+
+func (spelling) Name() string { return stockName }
+
+func (s spelling) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if r.Opcode == dns.OpcodeQuery && cacheable(r) && plugin.Zones(s.stock.Zones).Matches(r.Question[0].Name) != "" {
+		w = spellingWriter{w, r.Question[0]}
+	}
+	return s.stock.ServeDNS(ctx, w, r)
+}
+
+type spellingWriter struct {
+	dns.ResponseWriter
+	asked dns.Question
+}
+
+func (w spellingWriter) WriteMsg(m *dns.Msg) error {
+	if m == nil || !m.Response || m.Opcode != dns.OpcodeQuery || len(m.Question) != 1 {
+		return w.ResponseWriter.WriteMsg(m)
+	}
+	q := m.Question[0]
+	if q.Qtype != w.asked.Qtype || q.Qclass != w.asked.Qclass || !strings.EqualFold(q.Name, w.asked.Name) {
+		return w.ResponseWriter.WriteMsg(m)
+	}
+	m = m.Copy()
+	m.Question[0].Name = w.asked.Name
+	for _, rr := range slices.Concat(m.Answer, m.Ns, m.Extra) {
+		if strings.EqualFold(rr.Header().Name, w.asked.Name) {
+			rr.Header().Name = w.asked.Name
+		}
+	}
+	return w.ResponseWriter.WriteMsg(m)
 }
 
 func (tr *trio) bytes() *Optcache   { return tr.chains[0].(*Optcache) }
@@ -287,8 +342,23 @@ func (tr *trio) script(m *dns.Msg, verbatim bool) {
 	}
 }
 
+// asCache returns r, or a copy with RD where h would make a difference that cache does not: where there is nothing for RD=0
+// that RD=1 has brought.
+func asCache(h *Optcache, r *dns.Msg) *dns.Msg {
+	if r.RecursionDesired || len(r.Question) == 0 {
+		return r
+	}
+	if s, ok := h.scratchFor(r, udp4Client); ok && h.store.find(s, h.clock()) {
+		return r
+	}
+	r = r.Copy()
+	r.RecursionDesired = true
+	return r
+}
+
 // compare asks all three chains and returns what differs, or "".
 func (tr *trio) compare(r *dns.Msg, client net.Addr) string {
+	r = asCache(tr.message(), r)
 	var got [3]*wireWriter
 	var codes [3]string
 	for i, h := range tr.chains {

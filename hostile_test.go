@@ -20,6 +20,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/optcache/optcache/plugin/pkg/index"
+	"github.com/optcache/optcache/plugin/pkg/record"
 )
 
 // This file makes messages that cost the most that a message can, and bounds what they cost. Their
@@ -164,14 +165,14 @@ func TestNamesThatCollideUnderFNV(t *testing.T) {
 	hashes, looks := map[uint64]bool{}, 0
 	s := newScratch()
 	for i := range names {
-		k, _ := h.scratchFor(asking(collidingName(i), dns.TypeA), nil)
-		s.key = k.key
+		k, _ := h.scratchFor(asking(collidingName(i), dns.TypeA), udp4Client)
+		s.Key = k.Key
 		h.release(k)
-		hashes[s.key.hash] = true
-		sh := h.store.shard(s.key.hash)
+		hashes[s.Key.Hash] = true
+		sh := h.store.shard(s.Key.Hash)
 		var c index.Cursor
 		for {
-			if _, _, ok := sh.index.Next(&c, s.key.hash); !ok {
+			if _, _, ok := sh.index.Next(&c, s.Key.Hash); !ok {
 				break
 			}
 			looks++
@@ -320,7 +321,7 @@ func TestHostileMessagesAreWhatTheySay(t *testing.T) {
 		req := m.request.Copy()
 		req.Question[0].Name = hostileName(0)
 		b, err := req.Pack()
-		if err != nil || len(b) > maxMessage || m.name == "options" && len(b) < maxMessage-500 {
+		if err != nil || len(b) > record.MaxMessage || m.name == "options" && len(b) < record.MaxMessage-500 {
 			t.Errorf("%s: a request of %d octets, %v", m.name, len(b), err)
 		}
 		h := newStarted(t, hostileOptions(), m.upstream())
@@ -333,7 +334,7 @@ func TestHostileMessagesAreWhatTheySay(t *testing.T) {
 			if res.Truncated || len(res.Answer) != len(m.answer)+1 {
 				t.Errorf("%s: %d records of %d, TC=%v", m.name, len(res.Answer), len(m.answer)+1, res.Truncated)
 			}
-			if res.Compress = false; m.name == "pointers" && (len(b) < maxMessage-2000 || res.Len() < 2_300_000) {
+			if res.Compress = false; m.name == "pointers" && (len(b) < record.MaxMessage-2000 || res.Len() < 2_300_000) {
 				t.Errorf("%s: %d octets, %d in full", m.name, len(b), res.Len())
 			}
 		}
@@ -372,7 +373,7 @@ func TestHostileMessagesCostBoundedMemory(t *testing.T) {
 		h := newStarted(t, hostileOptions(), m.upstream())
 		missed, hit := costOf(m.asker(ctx, h))
 		s := h.pool.Get().(*scratch)
-		if n := max(cap(s.out), cap(s.packed), cap(s.record)*wordBytes); n > pooledMax {
+		if n := max(cap(s.Out), cap(s.Packed), cap(s.Words)*record.WordBytes); n > record.PooledMax {
 			t.Errorf("%s: a buffer of %d bytes stays", m.name, n)
 		}
 		stockMissed, stockHit := costOf(m.asker(ctx, stockCache(t, m.upstream())))

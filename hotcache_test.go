@@ -3,13 +3,18 @@ package optcache
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+
+	"github.com/optcache/optcache/plugin/pkg/record"
+	"github.com/optcache/optcache/plugin/pkg/reply"
 )
 
-// Here is the hot tier alone. Keys get their hash from the test, so that sets and tags collide
-// where they should.
+// These tests are about the hot tier alone. The tests choose the hashes of keys, so that sets and tags collide where they
+// should.
 
 func newHotTier(sets int) *hotTier {
 	h := &hotTier{tags: make([]uint64, sets), slots: make([]uint64, sets*hotWays*hotSlotWords)}
@@ -17,51 +22,51 @@ func newHotTier(sets int) *hotTier {
 	return h
 }
 
-// hotHash is a hash with that tag, at home in that set of so many.
+// hotHash returns a hash with that tag, whose home is that set when there are that many sets.
 func hotHash(tag uint16, set, sets int) uint64 {
 	home := (uint64(set)<<32 + uint64(sets) - 1) / uint64(sets)
 	return uint64(tag)<<48 | home<<16
 }
 
-// hotScratch has a record for a one-byte name in it, with that hash, as it stands in the arena.
+// hotScratch returns a scratch with a record for a name of one byte, with that hash, as the region would have it.
 func hotScratch(name byte, hash uint64, id uint32, body []byte, ttl uint32) *scratch {
 	s := newScratch()
-	s.key = hotKey(name, hash)
-	s.body = 18
-	e := entry{ttl: ttl}
-	s.buildRecord(&e, body, "")
-	s.record[wordLink] = makeLink(id, 0, 0)
-	s.record[wordSeq] = 0xabcdef // of the arena: no business of the hot tier
+	s.Key = hotKey(name, hash)
+	s.Body = 18
+	e := record.Entry{TTL: ttl}
+	s.BuildRecord(&e, body, "")
+	s.Words[record.WordLink] = record.MakeLink(id, 0, 0)
+	s.Words[record.WordSeq] = 0xabcdef // the seq in the region, which the hot tier must not use
 	return s
 }
 
-func hotKey(name byte, hash uint64) (k key) {
-	k.bytes[0], k.n, k.hash = name, 1+keyTail, hash
+func hotKey(name byte, hash uint64) (k record.Key) {
+	k.Bytes[0], k.Len, k.Hash = name, 1+record.KeyTail, hash
 	return k
 }
 
-// enter claims a slot for the record in s as promote does; the tenant loses it.
+// enter claims a slot for the record in s, as promote does. The record that was there is removed.
 func (h *hotTier) enter(s *scratch, now int64) bool {
-	slot, ok := h.claim(s.key.hash, now)
+	slot, ok := h.claim(s.Key.Hash, now)
 	if ok {
 		h.clear(slot)
-		h.put(slot, s.key.hash, s.record)
+		h.put(slot, s.Key.Hash, s.Words)
 	}
 	return ok
 }
 
-// answers reports whether the tier answers the key of s at now with that body.
+// answers reports whether the tier has a living answer with that body for the key of s.
 func (h *hotTier) answers(s *scratch, now int64, body string) bool {
 	r := newScratch()
-	r.key, r.body = s.key, s.body
-	return h.lookup(r, now) && string(r.out[r.body:][:r.entry.bodyLen]) == body
+	r.Key, r.Body = s.Key, s.Body
+	return h.lookup(r, now) && string(r.Out[r.Body:][:r.Entry.BodyLen]) == body
 }
 
 func (h *hotTier) countOf(t *testing.T, s *scratch) uint64 {
 	t.Helper()
-	slot, ok := h.find(s.key.hash, &s.key, none)
+	slot, ok := h.find(s.Key.Hash, &s.Key, none)
 	if !ok {
-		t.Fatalf("%q is not in the hot tier", s.key.bytes[0])
+		t.Fatalf("%q is not in the hot tier", s.Key.Bytes[0])
 	}
 	return slot.count()
 }
@@ -73,7 +78,7 @@ func TestHotTierWithoutMemoryHoldsNothing(t *testing.T) {
 	if _, ok := h.claim(0, 0); ok {
 		t.Error("claimed a slot that is not there")
 	}
-	if _, ok := h.find(0, &s.key, none); ok || h.lookup(s, 0) {
+	if _, ok := h.find(0, &s.Key, none); ok || h.lookup(s, 0) {
 		t.Error("found a record that is not there")
 	}
 }
@@ -85,7 +90,7 @@ func TestHotTierAnswersWhatWasPut(t *testing.T) {
 		for _, tag := range []uint16{0, 1, 2, 0x8000, 0xffff} {
 			h := newHotTier(sets)
 			s := hotScratch('a', hotHash(tag, set, sets), 7, []byte("body"), 10)
-			if got := h.home(s.key.hash); got != uint64(set) {
+			if got := h.home(s.Key.Hash); got != uint64(set) {
 				t.Fatalf("home %d, want %d", got, set)
 			}
 			if h.answers(s, 0, "body") {
@@ -94,19 +99,19 @@ func TestHotTierAnswersWhatWasPut(t *testing.T) {
 			if !h.enter(s, 0) || !h.answers(s, 0, "body") {
 				t.Fatalf("set %d, tag %#x: not found", set, tag)
 			}
-			slot, ok := h.find(s.key.hash, &s.key, none)
-			byNode, okNode := h.find(s.key.hash, nil, 7)
+			slot, ok := h.find(s.Key.Hash, &s.Key, none)
+			byNode, okNode := h.find(s.Key.Hash, nil, 7)
 			if !ok || !okNode || slot.set != byNode.set || slot.way != byNode.way || slot.node() != 7 {
 				t.Fatalf("set %d, tag %#x: find by key %v, by node %v", set, tag, ok, okNode)
 			}
-			if _, ok := h.find(s.key.hash, nil, 8); ok {
+			if _, ok := h.find(s.Key.Hash, nil, 8); ok {
 				t.Fatal("found by a node that is not its own")
 			}
-			if w := slices.Clone(slot.record[1:len(s.record)]); !slices.Equal(w, s.record[1:]) {
+			if w := slices.Clone(slot.record[1:len(s.Words)]); !slices.Equal(w, s.Words[1:]) {
 				t.Fatal("the copy differs from the record")
 			}
 			h.clear(slot)
-			if _, ok := h.find(s.key.hash, &s.key, none); ok || h.answers(s, 0, "body") || h.tags[set] != 0 {
+			if _, ok := h.find(s.Key.Hash, &s.Key, none); ok || h.answers(s, 0, "body") || h.tags[set] != 0 {
 				t.Fatalf("set %d, tag %#x: found after clear", set, tag)
 			}
 		}
@@ -116,13 +121,13 @@ func TestHotTierAnswersWhatWasPut(t *testing.T) {
 func TestHotTierTakesTheLargestRecordThatFits(t *testing.T) {
 	t.Parallel()
 	h := newHotTier(1)
-	body := make([]byte, (hotSlotWords-1-headerWords-1)*wordBytes)
+	body := make([]byte, (hotSlotWords-1-record.HeaderWords-1)*record.WordBytes)
 	for i := range body {
 		body[i] = byte(i)
 	}
 	s := hotScratch('a', 0, 1, body, 10)
-	if len(s.record) != hotSlotWords-1 {
-		t.Fatalf("record of %d words", len(s.record))
+	if len(s.Words) != hotSlotWords-1 {
+		t.Fatalf("record of %d words", len(s.Words))
 	}
 	neighbours := []*scratch{hotScratch('b', 1<<48, 2, []byte("b"), 10), hotScratch('c', 2<<48, 3, []byte("c"), 10)}
 	h.enter(neighbours[0], 0)
@@ -156,10 +161,10 @@ func TestHotTierComparesTheWholeKey(t *testing.T) {
 			if !h.answers(s, 0, string([]byte{byte(i)})) {
 				t.Errorf("%s: %d is not answered with its own", tc.name, i)
 			}
-			if slot, ok := h.find(s.key.hash, &s.key, none); !ok || slot.node() != uint32(i) {
+			if slot, ok := h.find(s.Key.Hash, &s.Key, none); !ok || slot.node() != uint32(i) {
 				t.Errorf("%s: found another than %d", tc.name, i)
 			}
-			if slot, ok := h.find(s.key.hash, nil, uint32(i)); !ok || slot.node() != uint32(i) {
+			if slot, ok := h.find(s.Key.Hash, nil, uint32(i)); !ok || slot.node() != uint32(i) {
 				t.Errorf("%s: found another than node %d", tc.name, i)
 			}
 		}
@@ -167,8 +172,8 @@ func TestHotTierComparesTheWholeKey(t *testing.T) {
 		if h.lookup(stranger, 0) {
 			t.Errorf("%s: a name that is not there is answered", tc.name)
 		}
-		// One goes; the others stay.
-		slot, _ := h.find(in[1].key.hash, &in[1].key, none)
+		// One copy is removed. The others must stay.
+		slot, _ := h.find(in[1].Key.Hash, &in[1].Key, none)
 		h.clear(slot)
 		for i, s := range in {
 			if got := h.answers(s, 0, string([]byte{byte(i)})); got != (i != 1) {
@@ -213,7 +218,7 @@ func TestHotSlotGoesToTheChallengerThatComesOftenEnough(t *testing.T) {
 	for i := range hotWays {
 		s := hotScratch(byte('a'+i), uint64(i)<<48, uint32(i), []byte{byte(i)}, 10)
 		h.enter(s, 0)
-		for range 2 + i { // counts 3, 4, 5, 6
+		for range 2 + i { // the access counts become 3, 4, 5 and 6
 			h.answers(s, 0, string([]byte{byte(i)}))
 		}
 		in = append(in, s)
@@ -269,38 +274,37 @@ func TestHotSeqOnlyGrows(t *testing.T) {
 	last := uint64(0)
 	for range 1000 {
 		if rng.IntN(2) == 0 {
-			h.put(slot, 0, s.record)
-			if slot.record[wordSeq] <= last || slot.record[wordSeq]&1 != 0 {
-				t.Fatalf("seq %d of a finished record after %d", slot.record[wordSeq], last)
+			h.put(slot, 0, s.Words)
+			if slot.record[record.WordSeq] <= last || slot.record[record.WordSeq]&1 != 0 {
+				t.Fatalf("seq %d of a finished record after %d", slot.record[record.WordSeq], last)
 			}
 		} else {
 			h.clear(slot)
-			if slot.record[wordSeq] < last || slot.record[wordSeq]&1 != 1 {
-				t.Fatalf("seq %d of an empty slot after %d", slot.record[wordSeq], last)
+			if slot.record[record.WordSeq] < last || slot.record[record.WordSeq]&1 != 1 {
+				t.Fatalf("seq %d of an empty slot after %d", slot.record[record.WordSeq], last)
 			}
 		}
-		last = slot.record[wordSeq]
+		last = slot.record[record.WordSeq]
 	}
 }
 
-// TestHotSlotThatIsZeroedIsNotAnswered is what a reader may see while close empties the tier
-// with plain stores: it came by a tag that was still there, the seq is zero already, and the
-// rest is not.
+// TestHotSlotThatIsZeroedIsNotAnswered tests a state that a reader may see while close empties the tier: the reader has
+// loaded the tag before it was zeroed, the seq is zero already, and a part of the record is not.
 func TestHotSlotThatIsZeroedIsNotAnswered(t *testing.T) {
 	t.Parallel()
 	h := newHotTier(1)
 	s := hotScratch('a', 0, 1, []byte("the first half the second half.."), 10)
 	h.enter(s, 0)
 	slot := h.slot(0, 0)
-	slot.words[0], slot.record[wordSeq] = 0, 0
-	clear(slot.record[headerWords+3:]) // the second half went after the reader had the first
-	if r := newScratch(); h.lookup(&scratch{key: s.key, body: s.body, out: r.out}, 0) {
+	slot.words[0], slot.record[record.WordSeq] = 0, 0
+	clear(slot.record[record.HeaderWords+3:]) // the reader must not take a body of which half is zero
+	if r := newScratch(); h.lookup(&scratch{Answer: reply.Answer{Buffer: record.Buffer{Key: s.Key, Body: s.Body, Out: r.Out}}}, 0) {
 		t.Error("a reader takes a slot that is being zeroed for a finished record")
 	}
 }
 
-// TestHotReadersNeverSeeATornSlot has readers beside a writer that replaces records under them:
-// of the same key, and of others with the same tag, set and even hash.
+// TestHotReadersNeverSeeATornSlot has readers beside a writer. The writer replaces the records that they read, by records of
+// the same key and of other keys with the same tag, set and even hash.
 func TestHotReadersNeverSeeATornSlot(t *testing.T) {
 	t.Parallel()
 	const names, writes = 7, 12_000
@@ -315,11 +319,11 @@ func TestHotReadersNeverSeeATornSlot(t *testing.T) {
 	hash := func(name byte) uint64 { return 7<<48 | uint64(name/2) } // two names to a hash
 	done := make(chan struct{})
 	var wg sync.WaitGroup
-	var hits [3]int
-	for r := range hits {
+	var hits atomic.Int64
+	for range 3 {
 		wg.Go(func() {
 			s := newScratch()
-			s.body = 18
+			s.Body = 18
 			for i := 0; ; i++ {
 				if i%64 == 0 {
 					select {
@@ -329,41 +333,45 @@ func TestHotReadersNeverSeeATornSlot(t *testing.T) {
 					}
 				}
 				name := byte(i % names)
-				s.key = hotKey(name, hash(name))
+				s.Key = hotKey(name, hash(name))
 				if !h.lookup(s, 0) {
 					continue
 				}
-				hits[r]++
-				got := s.out[s.body:][:s.entry.bodyLen]
+				hits.Add(1)
+				got := s.Out[s.Body:][:s.Entry.BodyLen]
 				if len(got) < 8 {
 					t.Errorf("body of %d bytes", len(got))
 					return
 				}
 				gen := binary.LittleEndian.Uint64(got) >> 8
-				if string(got) != string(body(name, gen)) || s.entry.ttl != uint32(gen+1) || s.entry.node() != uint32(gen) {
-					t.Errorf("name %d got % x, TTL %d, node %d", name, got, s.entry.ttl, s.entry.node())
+				if string(got) != string(body(name, gen)) || s.Entry.TTL != uint32(gen+1) || s.Entry.Node() != uint32(gen) {
+					t.Errorf("name %d got % x, TTL %d, node %d", name, got, s.Entry.TTL, s.Entry.Node())
 					return
 				}
 			}
 		})
 	}
 	rng := rand.New(rand.NewPCG(5, 6))
-	for gen := range uint64(writes) {
+	// On a busy machine the readers may start late.
+	for gen := uint64(0); gen < writes || hits.Load() == 0 && gen < 1000*writes; gen++ {
+		if gen%64 == 0 {
+			runtime.Gosched()
+		}
 		name := byte(rng.IntN(names))
 		s := hotScratch(name, hash(name), uint32(gen), body(name, gen), uint32(gen+1))
-		slot, ok := h.find(s.key.hash, &s.key, none)
+		slot, ok := h.find(s.Key.Hash, &s.Key, none)
 		switch {
 		case ok && rng.IntN(4) == 0:
 			h.clear(slot)
 		case ok:
-			h.put(slot, s.key.hash, s.record)
+			h.put(slot, s.Key.Hash, s.Words)
 		default:
 			h.enter(s, 0)
 		}
 	}
 	close(done)
 	wg.Wait()
-	if hits[0]+hits[1]+hits[2] == 0 {
+	if hits.Load() == 0 {
 		t.Error("no reader ever had a hit")
 	}
 }

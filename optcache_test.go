@@ -15,9 +15,15 @@ import (
 
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/metadata"
+	"github.com/coredns/coredns/plugin/pkg/nonwriter"
 	"github.com/coredns/coredns/request"
 
+	"github.com/optcache/optcache/plugin/pkg/wire"
+
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/admit"
+	"github.com/optcache/optcache/plugin/pkg/record"
 )
 
 // asked is what a question costs the upstream.
@@ -61,8 +67,8 @@ func TestKeyIsNameTypeClassDOAndCD(t *testing.T) {
 	}
 	for i, first := range tests {
 		for j, second := range tests {
-			if i != 0 && j != 0 {
-				continue
+			if i != 0 && j != 0 || first.name == "RD" {
+				continue // what RD=0 brings has tests of its own: see recursion_test.go
 			}
 			inBubble(t, first.name+" then "+second.name, func(t *testing.T) {
 				tr := newTrio(t, fmt.Sprintf("key/%d/%d", i, j), stockOptions())
@@ -108,7 +114,6 @@ func TestResponsesThatDoNotMatchAreDropped(t *testing.T) {
 		drops  uint64
 	}{
 		{"fits", func(*dns.Msg) {}, 0},
-		{"fits in another case", func(m *dns.Msg) { m.Question[0].Name = "HOST.example.ORG." }, 0},
 		{"another name", func(m *dns.Msg) { m.Question[0].Name = "other.example.org." }, 1},
 		{"no name", func(m *dns.Msg) { m.Question[0].Name = "." }, 1},
 		{"name that is none", func(m *dns.Msg) { m.Question[0].Name = "host..example.org." }, 1},
@@ -154,7 +159,7 @@ func TestResponsesThatDoNotMatchAreDropped(t *testing.T) {
 			if n := count(h, countDrop); n != tc.drops {
 				t.Errorf("%d drops, want %d", n, tc.drops)
 			}
-			kept := h.store.len(success) + h.store.len(denial)
+			kept := h.store.len(record.Success) + h.store.len(record.Denial)
 			if want := int64(1 - tc.drops); kept != want {
 				t.Errorf("%d entries, want %d", kept, want)
 			}
@@ -170,8 +175,8 @@ func TestNilResponseIsAnError(t *testing.T) {
 	})
 	h := startNamed(t, t.Name(), stockOptions(), up)
 	w, _, _ := ask(serverContext(t), h, asking("host.example.org.", dns.TypeA), udp4Client)
-	if got == nil || len(w.packets) != 0 || h.store.len(success)+h.store.len(denial) != 0 {
-		t.Errorf("error %v, %d packets, %d entries", got, len(w.packets), h.store.len(success))
+	if got == nil || len(w.packets) != 0 || h.store.len(record.Success)+h.store.len(record.Denial) != 0 {
+		t.Errorf("error %v, %d packets, %d entries", got, len(w.packets), h.store.len(record.Success))
 	}
 }
 
@@ -233,7 +238,7 @@ func TestWhatPassesThroughUntouched(t *testing.T) {
 					t.Errorf("the next plugin got %v, want %v", up.last, tc.r)
 				}
 			}
-			if n := h.store.len(success) + h.store.len(denial); n != 0 {
+			if n := h.store.len(record.Success) + h.store.len(record.Denial); n != 0 {
 				t.Errorf("%d entries", n)
 			}
 			if n := count(h, countDrop) + count(h, countMiss); n != 0 {
@@ -424,13 +429,13 @@ func TestFailureHidesNoAnswerThatMayBeServed(t *testing.T) {
 	ask(ctx, h, r, udp4Client)
 	// A failure gets in beside an answer that is alive when both were under way.
 	s := h.pool.Get().(*scratch)
-	fail := &writer{ResponseWriter: &wireWriter{addr: udp4Client}, o: h, ctx: ctx, server: h.server(ctx)}
+	fail := &writer{ResponseWriter: &wireWriter{addr: udp4Client}, o: h, ctx: ctx, server: h.server(ctx), qname: r.Question[0].Name}
 	name := []byte("\x04host\x07example\x03org\x00")
-	fail.key.set(h.store.seed, name, dns.TypeA, dns.ClassINET, false, false)
+	fail.key.Set(h.store.seed, name, dns.TypeA, dns.ClassINET, false, false)
 	h.release(s)
 	fail.WriteMsg(new(dns.Msg).SetRcode(r, dns.RcodeServerFailure))
-	if h.store.len(success) != 1 || h.store.len(denial) != 1 {
-		t.Fatalf("%d and %d entries, want one of each class", h.store.len(success), h.store.len(denial))
+	if h.store.len(record.Success) != 1 || h.store.len(record.Denial) != 1 {
+		t.Fatalf("%d and %d entries, want one of each class", h.store.len(record.Success), h.store.len(record.Denial))
 	}
 	for range 5 { // in every tier
 		if m := answer(t, ctx, h, r); m.Rcode != dns.RcodeSuccess || len(m.Answer) != 1 {
@@ -524,6 +529,21 @@ func TestEntriesAreCopies(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A plugin that looks a name up in the server, as kubernetes does for an ExternalName, gets the hit as a message. The client of the
+// request that it does so for gets nothing.
+func TestInnerLookupsAreForThePlugin(t *testing.T) {
+	h := startNamed(t, t.Name(), stockOptions(), addressUpstream)
+	for i := range 3 {
+		outer := &wireWriter{addr: udp4Client}
+		inner := nonwriter.New(outer)
+		r := asking("host.example.org.", dns.TypeA)
+		h.ServeDNS(serverContext(t), request.NewScrubWriter(r, inner), r)
+		if inner.Msg == nil || len(inner.Msg.Answer) == 0 || len(outer.packets) > 0 {
+			t.Errorf("lookup %d: the plugin gets %v, and the client %d packets", i, inner.Msg, len(outer.packets))
+		}
 	}
 }
 
@@ -663,9 +683,9 @@ func TestNamesWithTheSameHashNeverMix(t *testing.T) {
 	keyOf := func(i int) (s *scratch) {
 		s = newScratch()
 		name := fmt.Sprintf("\x04n%03d\x00", i)
-		s.key.set(h.store.seed, []byte(name), dns.TypeA, dns.ClassINET, false, false)
-		s.key.hash = 0xdeadbeefdeadbeef
-		s.body = 12 + len(name) + questionTail
+		s.Key.Set(h.store.seed, []byte(name), dns.TypeA, dns.ClassINET, false, false)
+		s.Key.Hash = record.WithoutOwner(0xdeadbeefdeadbeef) // of the only store
+		s.Body = 12 + len(name) + wire.QuestionTail
 		return s
 	}
 	for round := range 4 {
@@ -673,8 +693,8 @@ func TestNamesWithTheSameHashNeverMix(t *testing.T) {
 			s := keyOf(i)
 			m := new(dns.Msg).SetReply(asking(fmt.Sprintf("n%03d.", i), dns.TypeA))
 			m.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: m.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 300}, A: net.IPv4(10, 0, byte(round), byte(i))}}
-			e := entry{stored: 0, ttl: 300}
-			body, ok := s.pack(m, &e)
+			e := record.Entry{Stored: 0, TTL: 300}
+			body, ok := admit.Pack(&s.Buffer, m, &e)
 			if !ok {
 				t.Fatal("not packed")
 			}
@@ -688,7 +708,7 @@ func TestNamesWithTheSameHashNeverMix(t *testing.T) {
 					continue
 				}
 				found++
-				m, err := s.message(asking(fmt.Sprintf("n%03d.", i), dns.TypeA), 300, false)
+				m, err := s.Message(asking(fmt.Sprintf("n%03d.", i), dns.TypeA), 300)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -5,23 +5,50 @@ import (
 	"sync/atomic"
 
 	"github.com/optcache/optcache/plugin/pkg/arena"
+	"github.com/optcache/optcache/plugin/pkg/flushed"
 	"github.com/optcache/optcache/plugin/pkg/index"
+	"github.com/optcache/optcache/plugin/pkg/popularity"
+	"github.com/optcache/optcache/plugin/pkg/record"
 )
 
-// This file is one shard of the store: what its writers do, and the step of a lookup that needs to
-// know how index and arena hang together. The rules between readers and writers are in store.go.
+// This file is one shard of the store. It holds what writers do: promotion, insertion, making room, eviction. It also
+// holds the step of a lookup that reads both the index and the region. The rules between readers and writers are in
+// store.go. Which entry goes is decided in slru.go.
 
-// region is the memory that one class has in a shard.
+// region is the memory that a shard has for records, of both classes. Each class has a share. What one class leaves unused
+// of its share is lent to the other class, and is taken back when the first one needs it.
 type region struct {
-	words  []uint64 // of the class, in all shards; the pieces of the shards take turns
+	words  []uint64 // of all shards; the pieces of one shard lie between those of the others
 	first  int      // where this shard's first piece starts, in words
-	stride int      // from one of its pieces to the next
+	stride int      // from one of its pieces to the next, in words
 	alloc  *arena.Allocator
-	hand   int // where the next large record makes room
+	hand   int // the granule from which the next search for an almost empty place starts
+
+	// All of these are in granules.
+	share [record.Classes]int
+	used  [record.Classes]int
+	heavy [record.Classes]int // the part of used that heavy records have
 }
 
-// at returns the words from one place in the region, counted without the other shards' pieces,
-// to the end of its piece; nil when there is no such place.
+const (
+	// heavyWords is the size above which a record is heavy, in words. An answer that comes over UDP without fragments
+	// (1232 bytes, DNS flag day 2020) is never heavy. Larger answers are few.
+	heavyWords = 2048 / record.WordBytes
+
+	// heavyShare divides a class's share. Heavy records may take one such part of it without a contest. For more than that
+	// they must win one (rivals.yield).
+	heavyShare = 4
+
+	// fewVictims is how many records of usual size are evicted for another one before records are moved to make room. The
+	// free granules lie scattered, but in full memory one or two victims are usually enough.
+	fewVictims = 8
+
+	// mostGathers is how many failed attempts to make room by moving records an insert makes before it gives up.
+	mostGathers = 8
+)
+
+// at returns the words from a place in the region to the end of its piece, or nil when there is no such place. word counts
+// the words of this shard's pieces only.
 func (r *region) at(word int) []uint64 {
 	piece, within := word/pieceWords, word%pieceWords
 	start := r.first + piece*r.stride
@@ -31,55 +58,67 @@ func (r *region) at(word int) []uint64 {
 	return r.words[start+within : start+pieceWords]
 }
 
-// nextWindow returns where the next large record should make room: behind the last one, at the
-// start of a word of the allocator's bitmaps, in a piece that has so much left.
-func (r *region) nextWindow(granules int) int {
-	span := r.alloc.Span()
-	at := (r.hand + 63) &^ 63
-	if at%span+granules > span {
-		at = (at/span + 1) * span
+// free returns how many granules are in no record.
+func (r *region) free() int { return r.alloc.Cap() - r.alloc.Used() }
+
+// payer returns the class that gives up records for a record of class c with need granules. That is c itself, unless c
+// stays within its share and the other class has borrowed.
+func (r *region) payer(c record.Class, need int) record.Class {
+	if other := 1 - c; r.used[c]+need <= r.share[c] && r.used[other] > r.share[other] {
+		return other
 	}
-	if at+granules > r.alloc.Cap() {
-		return 0
-	}
-	return at
+	return c
 }
 
-// shard is an independent part of the store.
+// overweight reports whether the heavy records of a class, with so many granules more, take more than their part of the
+// class's share (heavyShare).
+func (r *region) overweight(c record.Class, more int) bool {
+	return r.heavy[c]+more > r.share[c]/heavyShare
+}
+
+// holding is what one store of the pool has in a shard.
+type holding struct {
+	closed   bool                         // the store takes no more entries; guarded by the shard's mu
+	granules [record.Classes]int          // guarded by the shard's mu
+	entries  [record.Classes]atomic.Int64 // for the metrics, which take no lock
+
+	_ [record.LineBytes - 40]byte // the shards of others do not share the line
+}
+
+// shard is an independent part of the pool.
 type shard struct {
-	// mu is held by writers. It guards the policy, the allocators and seq, and makes its holder
-	// the only writer of index, arena and hot tier, whose words readers load atomically.
+	// Writers hold mu. It guards held, seq, policy, ev and the allocator. Its holder is the only writer of index,
+	// region and hot tier, but for the access counts, which readers raise. Readers load the words of all three atomically.
 	mu     sync.Mutex
-	closed bool
-	seq    uint64 // of the last record written
+	held   []holding // by the owner of a store's seed
+	seq    uint64    // of the last record written
 	policy slru
 	ev     *events // of the request that holds mu
-	seen   int64   // time of that request
 
 	index    index.Table
 	hot      hotTier
-	regions  [classes]region
-	granule  int    // in words
-	hotAfter uint32 // accesses before promotion
-	saturate uint32 // where an access counter stops
-	stale    int64  // for how many seconds a record may be served after it has expired
+	region   region
+	own      [record.Classes]int // entries of a class that the other class cannot take away; a class with more has borrowed
+	granule  int                 // in words
+	hotAfter uint32              // accesses before promotion
+	saturate uint32              // where an access count stops
 
-	preferPositive bool
-	states         []uint64 // see state.go
+	states popularity.Table // by the policy's node; empty unless prefetch or serve_stale needs it
 
-	entries [classes]atomic.Int64 // for the metrics, which take no lock
-	used    atomic.Int64          // granules in records, likewise
-
-	_ [lineBytes]byte // shards do not share a line
+	_ [record.LineBytes]byte // shards do not share a line
 }
 
-// find looks for the record in the arena that answers s.key at now; entry.rank says which one, when
-// there are several. The header of what it returns is in s.entry. again is true when a writer came between.
-func (sh *shard) find(s *scratch, now int64) (slot int, seen index.Slot, record []uint64, again bool) {
+// holding returns what the store has whose records have that hash.
+func (sh *shard) holding(hash uint64) *holding { return &sh.held[record.Owner(hash)] }
+
+// find looks in the region for the record that answers s.Key at now. A record may be served for stale seconds after it has
+// expired. When there are several, find takes the one of the lowest rank (Entry.Rank). It leaves the record's header in s.Entry.
+// again is true when a writer came between; the reader must then start over.
+func (sh *shard) find(s *scratch, stale, now int64) (slot int, seen index.Slot, rec []uint64, again bool) {
 	var c index.Cursor
-	var found entry
+	var found record.Entry
 	for {
-		i, candidate, ok := sh.index.Next(&c, s.key.hash)
+		i, candidate, ok := sh.index.Next(&c, s.Key.Hash)
 		if !ok {
 			break
 		}
@@ -87,39 +126,44 @@ func (sh *shard) find(s *scratch, now int64) (slot int, seen index.Slot, record 
 		if !ok {
 			return 0, 0, nil, true
 		}
-		e := loadEntry(w)
-		if e.seq == 0 { // somebody is writing here: the slot was an old one
+		e := record.LoadEntry(w)
+		if e.Seq == 0 { // a writer is at work in this place, so the slot has changed since it was loaded
 			return 0, 0, nil, true
 		}
-		if !e.sane(len(w)) || !e.hasKey(w, &s.key) {
+		if !e.Sane(len(w)) || !e.HasKey(w, &s.Key) {
 			if !sh.index.Load(i).Same(candidate) {
 				return 0, 0, nil, true
 			}
 			continue
 		}
-		if !e.servable(now, sh.stale) || record != nil && found.rank() <= e.rank() {
+		e.LoadUntil(w)
+		if !e.Servable(now, stale) || rec != nil && found.Rank() <= e.Rank() {
+			if !sh.index.Load(i).Same(candidate) { // the record has moved, and what was read may be of another record
+				return 0, 0, nil, true
+			}
 			continue
 		}
-		slot, seen, record, found = i, candidate, w, e
+		slot, seen, rec, found = i, candidate, w, e
 	}
-	s.entry = found
-	return slot, seen, record, false
+	s.Entry = found
+	return slot, seen, rec, false
 }
 
-// record returns the words from where a slot points to the end of the piece. ok is false when
-// there is no room for a record: the slot was read while it changed.
+// record returns the words from where a slot points to the end of the piece. ok is false when there is no room for a
+// record's header. A reader that gets false has read words that a writer was changing.
 func (sh *shard) record(s index.Slot) (w []uint64, ok bool) {
-	w = sh.regions[s.Class()].at(int(s.Pos()) * sh.granule)
-	return w, len(w) >= headerWords
+	w = sh.region.at(int(s.Pos()) * sh.granule)
+	return w, len(w) >= record.HeaderWords
 }
 
 // granules returns how many granules n words take.
 func (sh *shard) granules(n int) int { return (n + sh.granule - 1) / sh.granule }
 
-// lock takes the shard's lock for a request; unlock gives it back.
+// lock takes the shard's lock for a request at now. What the policy does meanwhile is counted in s.events. unlock gives the
+// lock back.
 func (sh *shard) lock(s *scratch, now int64) {
 	sh.mu.Lock()
-	sh.ev, sh.seen = &s.events, now
+	sh.ev = &s.events
 }
 
 func (sh *shard) unlock() {
@@ -127,45 +171,45 @@ func (sh *shard) unlock() {
 	sh.mu.Unlock()
 }
 
-// maxStaleKept is for how many seconds the policy takes an entry that has expired as alive. RFC 8767
-// section 5 suggests three days at the most.
+// maxStaleKept bounds, in seconds, for how long the policy takes an expired entry as alive because of serve_stale. RFC 8767
+// section 5 suggests one to three days.
 const maxStaleKept = 30 * 24 * 3600
 
-// second is a time on the store's clock in the unit of the policy.
+// second converts a time on the store's clock from nanoseconds to seconds, the unit of the policy.
 func second(ns int64) uint32 { return uint32(ns / 1e9) }
 
-// promote moves an entry up: into the protected segment, and into the hot tier if that has
-// room for it. slot held seen when the entry was read. It never waits, and reports false when
-// another writer is at work.
+// promote moves an entry up: into the protected segment, and into the hot tier if that has room for the entry. seen is what
+// the slot held when the reader read the entry. promote never waits. It reports false when another writer holds the lock.
 func (sh *shard) promote(s *scratch, slot int, seen index.Slot, now int64) bool {
 	if !sh.mu.TryLock() {
 		return false
 	}
-	sh.ev, sh.seen = &s.events, now
+	sh.ev = &s.events
 	defer sh.unlock()
-	record, ok := sh.record(seen)
-	if sh.closed || !ok || !sh.index.Load(slot).Same(seen) || loadEntry(record).seq != s.entry.seq {
+	rec, ok := sh.record(seen)
+	if sh.holding(s.Key.Hash).closed || !ok || !sh.index.Load(slot).Same(seen) || record.LoadEntry(rec).Seq != s.Entry.Seq {
 		return true
 	}
-	id := s.entry.node()
+	id := s.Entry.Node()
 	if sh.policy.nodes[id].segment == probationary {
 		sh.policy.protect(id)
 	}
-	sh.heat(&s.key, slot, now)
+	sh.heat(&s.Key, slot, now)
 	return true
 }
 
-// heat puts a copy of the record of k that slot points at into the hot tier, if that has room for it.
-func (sh *shard) heat(k *key, slot int, now int64) {
-	record, _ := sh.record(sh.index.Load(slot))
-	e := loadEntry(record)
-	n := &sh.policy.nodes[e.node()]
-	if n.hot || e.size > hotSlotWords-1 || e.remaining(now) <= 0 || sh.hasOther(k, slot) {
+// heat puts a copy of the record that slot points at into the hot tier, if that has room for it and the record is the only
+// one of k. For the writer only.
+func (sh *shard) heat(k *record.Key, slot int, now int64) {
+	rec, _ := sh.record(sh.index.Load(slot))
+	e := record.LoadEntry(rec)
+	n := &sh.policy.nodes[e.Node()]
+	if n.hot || e.Size > hotSlotWords-1 || e.Remaining(now) <= 0 || sh.hasOther(k, slot) {
 		return
 	}
-	if to, ok := sh.hot.claim(e.hash, now); ok {
+	if to, ok := sh.hot.claim(e.Hash, now); ok {
 		sh.cool(to)
-		sh.hot.put(to, e.hash, record[:e.size])
+		sh.hot.put(to, e.Hash, rec[:e.Size])
 		n.hot = true
 		sh.ev.promoted[tierHot]++
 	}
@@ -178,12 +222,12 @@ func (sh *shard) cool(slot hotSlot) {
 	}
 	n := &sh.policy.nodes[slot.node()]
 	n.hot = false
-	sh.index.SetCount(int(n.slot), 0) // so that it may come back
+	sh.index.SetCount(int(n.slot), 0) // an entry is promoted when its count reaches hotAfter, so the count must start anew
 	sh.hot.clear(slot)
 	sh.ev.demoted[tierHot]++
 }
 
-// resizeHot gives the hot tier another size. It starts empty.
+// resizeHot gives the hot tier another size, in sets, and empties it.
 func (sh *shard) resizeHot(sets int) {
 	for id := range sh.policy.nodes {
 		if n := &sh.policy.nodes[id]; n.hot {
@@ -194,33 +238,33 @@ func (sh *shard) resizeHot(sets int) {
 	sh.hot.resize(sets)
 }
 
-// next returns the next record of k, and its slot. For the writer only.
-func (sh *shard) next(cur *index.Cursor, k *key) (slot int, e entry, ok bool) {
+// next returns the header of the next record of k, and its slot. For the writer only.
+func (sh *shard) next(cur *index.Cursor, k *record.Key) (slot int, e record.Entry, ok bool) {
 	for {
-		i, s, ok := sh.index.Next(cur, k.hash)
+		i, s, ok := sh.index.Next(cur, k.Hash)
 		if !ok {
 			return 0, e, false
 		}
 		w, _ := sh.record(s)
-		if e = loadEntry(w); e.hasKey(w, k) {
+		if e = record.LoadEntry(w); e.HasKey(w, k) {
 			return i, e, true
 		}
 	}
 }
 
 // locate returns the slot of the record of k of a kind. For the writer only.
-func (sh *shard) locate(k *key, kind recordFlags) (slot int, ok bool) {
+func (sh *shard) locate(k *record.Key, kind record.Flags) (slot int, ok bool) {
 	var cur index.Cursor
 	for {
 		slot, e, ok := sh.next(&cur, k)
-		if !ok || e.flags.kind() == kind {
+		if !ok || e.Flags.Kind() == kind {
 			return slot, ok
 		}
 	}
 }
 
 // hasOther reports whether k has a record beside the one that slot points at. For the writer only.
-func (sh *shard) hasOther(k *key, slot int) bool {
+func (sh *shard) hasOther(k *record.Key, slot int) bool {
 	var cur index.Cursor
 	for {
 		i, _, ok := sh.next(&cur, k)
@@ -230,146 +274,306 @@ func (sh *shard) hasOther(k *key, slot int) bool {
 	}
 }
 
-// expiry is when the policy takes an entry with an answer of that time and TTL as dead.
-func (sh *shard) expiry(stored int64, ttl uint32) uint32 {
-	return uint32(max(stored/1e9+int64(ttl)+min(sh.stale, maxStaleKept), 0))
+// expiry returns the second after which the policy takes an entry as dead: when its TTL and the time for which it may be
+// served stale are over. stored, in ns on the store's clock, is from when on its TTL counts. stale is in seconds.
+func expiry(e *record.Entry, stored, stale int64) uint32 {
+	stale = min(stale, maxStaleKept)
+	if e.Flags&record.FlagNoStale != 0 {
+		stale = 0
+	}
+	return uint32(max(stored/1e9+int64(e.TTL)+stale, 0))
 }
 
-// supersede drops the records of s.key that have nothing left to say beside e, which is about to
-// be stored: a denial that is dead or that e is the news to, and with prefer_positive an answer that
-// e is better than.
-func (sh *shard) supersede(s *scratch, e *entry, now int64) {
-	if e.flags.class() == denial {
-		return
-	}
-	if slot, ok := sh.locate(&s.key, flagDenial); ok {
-		if id, old := sh.at(slot); e.supersedes || old.remaining(now) <= 0 && !sh.preferPositive {
-			sh.drop(id)
+// dropRecords drops the records of k for which f reports true.
+func (sh *shard) dropRecords(k *record.Key, f func(*record.Entry) bool) {
+	var cur index.Cursor
+	for {
+		slot, e, ok := sh.next(&cur, k)
+		if !ok {
+			return
 		}
-	}
-	if e.flags&flagAnswers != 0 {
-		if slot, ok := sh.locate(&s.key, 0); ok {
+		if f(&e) {
 			id, _ := sh.at(slot)
 			sh.drop(id)
+			cur = index.Cursor{} // drop has changed the slots that the cursor counts on
 		}
 	}
 }
 
-// insert stores the record in s.record, that of e.
-func (sh *shard) insert(s *scratch, e *entry, now int64) bool {
-	c := e.flags.class()
-	need := sh.granules(len(s.record))
-	if need > sh.regions[c].alloc.Cap()/maxRecordShare {
+// insert stores the record in s.Words, whose header is e. It also drops the records of the same key that e replaces
+// (Entry.Replaces). The record may be served for stale seconds after it has expired.
+//
+// insert reports false when the record is too large, or when the policy keeps the entries that it would displace. In the
+// second case the older record of the same kind may be gone, too.
+func (sh *shard) insert(s *scratch, e *record.Entry, stale, now int64) bool {
+	c := e.Flags.Class()
+	need := sh.granules(len(s.Words))
+	if need > sh.region.share[c]/maxRecordShare {
 		return false
 	}
-	kind := e.flags.kind()
-	sh.supersede(s, e, now)
+	kind := e.Flags.Kind()
+	sh.dropRecords(&s.Key, func(old *record.Entry) bool { return old.Flags.Kind() != kind && e.Replaces(old) })
 	pos, ok := sh.makeRoom(s, kind, need, now)
 	if !ok {
 		return false
 	}
-	expires := sh.expiry(now, e.ttl)
+	expires := expiry(e, now, stale)
 
-	slot, old := sh.locate(&s.key, kind)
+	slot, old := sh.locate(&s.Key, kind)
 	var id uint32
 	if old {
 		id, _ = sh.at(slot)
 		sh.policy.renew(id, expires)
 	} else {
-		id = sh.policy.add(c, s.key.hash, none, expires)
+		id = sh.policy.add(c, s.Key.Hash, none, expires)
 	}
-	e.link = makeLink(id, e.wildcardLen(), e.excess())
-	s.record[wordLink] = e.link
-	sh.write(c, pos, s.record)
+	sh.policy.weigh(id, len(s.Words) > heavyWords)
+	e.Link = record.MakeLink(id, e.WildcardLen(), e.Excess())
+	s.Words[record.WordLink] = e.Link
+	sh.write(pos, s.Words)
+	sh.account(e.Hash, c, len(s.Words), need)
 	if old {
 		before := sh.index.Load(slot)
-		sh.index.Repoint(slot, s.key.hash, uint32(pos))
+		sh.index.Repoint(slot, s.Key.Hash, uint32(pos))
 		sh.free(before)
-	} else if slot, ok = sh.index.Insert(s.key.hash, uint32(pos), int(c)); !ok {
-		// Cannot be: the index has more slots than the policy has nodes.
+	} else if slot, ok = sh.index.Insert(s.Key.Hash, uint32(pos), int(c)); !ok {
+		// This cannot happen: the index has more slots than the policy has nodes.
 		sh.policy.remove(id)
-		sh.regions[c].alloc.Free(pos, need)
+		sh.region.alloc.Free(pos, need)
+		sh.account(e.Hash, c, len(s.Words), -need)
 		return false
 	} else {
-		sh.entries[c].Add(1)
+		sh.holding(e.Hash).entries[c].Add(1)
 	}
 	n := &sh.policy.nodes[id]
 	n.slot = uint32(slot)
 	sh.index.Mark(slot, n.segment == protected)
-	sh.used.Add(int64(need))
-	hits := e.hits
-	if _, denied := sh.locate(&s.key, flagDenial); denied && e.flags.class() == success {
-		hits = 0 // as in the built-in cache: a denial that is left is what was popular
-	}
-	sh.resetState(id, hits, e.hitsAt)
+	sh.states.Store(id, popularity.NewState(e.Hits, e.HitsAt))
 	sh.refreshHot(s, id)
 	return true
 }
 
-// makeRoom finds a place for a record of s.key and of that kind, evicting what must go for it.
-func (sh *shard) makeRoom(s *scratch, kind recordFlags, need int, now int64) (pos int, ok bool) {
-	c := kind.class()
-	r := &sh.regions[c]
-	if _, old := sh.locate(&s.key, kind); !old {
-		for sh.policy.full(c) && sh.evict(c, now) {
+// makeRoom allocates need granules for the record in s.Words, which is of s.Key and of that kind. It evicts entries until
+// there is room, both in the number of entries and in memory.
+func (sh *shard) makeRoom(s *scratch, kind record.Flags, need int, now int64) (pos int, ok bool) {
+	c, r := kind.Class(), &sh.region
+	_, old := sh.locate(&s.Key, kind)
+	few := fewVictims
+	if len(s.Words) > heavyWords {
+		if !sh.admit(s, kind, need, now) {
+			return 0, false
+		}
+		old, few = false, 0
+	}
+	if !old {
+		for sh.policy.full(c) && sh.evict(c, s.Key.Hash, now) {
+		}
+		for sh.crowded() {
+			payer, rival := c, s.Key.Hash
+			if other := 1 - c; sh.policy.classes[c].entries() < sh.own[c] && sh.policy.classes[other].entries() > sh.own[other] {
+				payer, rival = other, 0
+			}
+			if !sh.evict(payer, rival, now) {
+				break
+			}
 		}
 	}
-	// In memory that is full a few victims are usually enough. They lie scattered, so a large
-	// record may need a region of its own to be cleared.
-	const victims = 8
-	for range victims {
+	// The free granules may lie in runs that are too short. Then records are moved out of the way (gather). If there is no
+	// place to move them to, more records are evicted before the next attempt.
+	slack := need/8 + 1
+	for gather, failed := need+slack, 0; failed <= mostGathers; few-- {
 		if pos, ok = r.alloc.Alloc(need); ok {
 			return pos, true
 		}
-		if !sh.evict(c, now) {
-			break
+		if few <= 0 && r.free() >= gather {
+			gather = r.free() + slack
+			if sh.gather(need) {
+				continue
+			}
+			failed++
+		}
+		payer, rival := r.payer(c, need), s.Key.Hash
+		if payer != c {
+			rival = 0
+		}
+		if !sh.evict(payer, rival, now) {
+			if few <= 0 {
+				break
+			}
+			few = 0
 		}
 	}
-	from, to := r.alloc.Window(need, r.nextWindow(need))
-	r.hand = to
-	for {
-		start, ok := r.alloc.FirstIn(from, to)
-		if !ok {
+	return sh.clear(s, c, need, now)
+}
+
+// clear makes a free run of need granules at the place where the fewest granules are used, and evicts the records that lie
+// there. It is the last resort of makeRoom. For a heavy record, clear evicts no living record of the other class; it
+// reports false instead.
+func (sh *shard) clear(s *scratch, c record.Class, need int, now int64) (pos int, ok bool) {
+	r := &sh.region
+	from, to, ok := r.alloc.Emptiest(need, r.hand)
+	if !ok {
+		return 0, false
+	}
+	var ids []uint32
+	for at := from; ; {
+		start, more := r.alloc.FirstIn(at, to)
+		if !more {
 			break
 		}
-		e := loadEntry(r.at(start * sh.granule))
-		sh.policy.remember(&sh.policy.nodes[e.node()])
-		sh.drop(e.node())
-		sh.ev.evicted[c]++
+		e := record.LoadEntry(r.at(start * sh.granule))
+		n := &sh.policy.nodes[e.Node()]
+		if len(s.Words) > heavyWords && n.class != c && second(now) <= n.expires {
+			r.hand = to // the next search starts elsewhere
+			sh.policy.refused(c, s.Key.Hash)
+			return 0, false
+		}
+		ids = append(ids, e.Node())
+		at = start + 1
+	}
+	for _, id := range ids {
+		sh.ev.evicted[sh.policy.nodes[id].class]++
+		sh.drop(id)
 	}
 	return r.alloc.Alloc(need)
 }
 
-// write puts a record where nobody should look yet. Somebody may all the same, who came by a slot
-// that pointed there before, and will point there again: seq is 0 until all words are in place.
-func (sh *shard) write(c class, pos int, record []uint64) {
-	sh.seq++
-	to := sh.regions[c].at(pos * sh.granule)
-	atomic.StoreUint64(&to[wordSeq], 0)
-	storeWords(to, record)
-	atomic.StoreUint64(&to[wordSeq], sh.seq)
+// crowded reports whether the shard has as many entries as it may have, of both classes together.
+func (sh *shard) crowded() bool {
+	return sh.policy.classes[record.Success].entries()+sh.policy.classes[record.Denial].entries() >= sh.policy.most
 }
 
-// refreshHot brings the hot tier's copy of s.key in line with the arena, where the record of
-// node id has just been written.
+// admit decides the contest between the heavy record in s.Words and the heavy entries that it would displace. If the record
+// wins, admit evicts them and reports true.
+//
+// When memory is short, admit drops the record that the new one would replace before the contest, and whatever its
+// outcome: that record is out of date.
+func (sh *shard) admit(s *scratch, kind record.Flags, need int, now int64) bool {
+	c, r := kind.Class(), &sh.region
+	short := func() int { return need + need/8 + 1 - r.free() }
+	if slot, old := sh.locate(&s.Key, kind); old && short() > 0 {
+		id, _ := sh.at(slot)
+		sh.drop(id)
+	}
+	for short() > 0 {
+		id := sh.policy.dead(c, second(now))
+		if id == none {
+			break
+		}
+		sh.drop(id)
+		sh.ev.evicted[c]++
+	}
+	want := short()
+	if r.payer(c, need) != c {
+		want -= r.used[1-c] - r.share[1-c]
+	}
+	if want <= 0 && !sh.policy.full(c) || !r.overweight(c, need) {
+		return true // no contest: makeRoom evicts entries, as for a record of usual size
+	}
+	over := r.heavy[c] + need - r.share[c]/heavyShare
+	rivals := sh.policy.rivals(c, min(want, over), second(now), func(n *node) int {
+		_, e := sh.at(int(n.slot))
+		return sh.granules(e.Size)
+	})
+	if !rivals.yield(sh.policy.estimate(c, s.Key.Hash), need) {
+		sh.policy.refused(c, s.Key.Hash)
+		return false
+	}
+	for _, id := range rivals.ids {
+		sh.drop(id)
+		sh.ev.evicted[c]++
+	}
+	return true
+}
+
+// gather makes a free run of need granules at the place where the fewest granules are used. It moves the records that lie
+// there. It reports false when there is no room for them elsewhere.
+func (sh *shard) gather(need int) bool {
+	r := &sh.region
+	from, to, ok := r.alloc.Emptiest(need, r.hand)
+	if !ok {
+		return false
+	}
+	r.hand = to
+	var records []int
+	for at := from; ; {
+		start, ok := r.alloc.FirstIn(at, to)
+		if !ok {
+			break
+		}
+		records = append(records, start)
+		at = start + 1
+	}
+	left := r.alloc.Fence(from, to, nil)
+	moved := true
+	for _, start := range records {
+		w := r.at(start * sh.granule)
+		e := record.LoadEntry(w)
+		pos, ok := r.alloc.Alloc(sh.granules(e.Size))
+		if !ok {
+			moved = false
+			break
+		}
+		sh.write(pos, w[:e.Size])
+		sh.index.Repoint(int(sh.policy.nodes[e.Node()].slot), e.Hash, uint32(pos))
+		left = append(left, start)
+	}
+	for _, start := range left {
+		r.alloc.Free(start, r.alloc.Length(start))
+	}
+	return moved
+}
+
+// account adds granules, which may be negative, to the memory that a class uses, and a store. hash and size, in words, are those of
+// the record that they are for.
+func (sh *shard) account(hash uint64, c record.Class, size, granules int) {
+	r := &sh.region
+	sh.holding(hash).granules[c] += granules
+	r.used[c] += granules
+	if size > heavyWords {
+		r.heavy[c] += granules
+	}
+}
+
+// write writes a record to a place that no slot points at yet. A reader may look there all the same: it may have loaded a
+// slot that pointed to this place earlier. By the time it has copied the record, the slot may point there again. So seq is
+// 0 until all other words are in place.
+func (sh *shard) write(pos int, rec []uint64) {
+	sh.seq++
+	to := sh.region.at(pos * sh.granule)
+	atomic.StoreUint64(&to[record.WordSeq], 0)
+	record.StoreWords(to, rec)
+	atomic.StoreUint64(&to[record.WordSeq], sh.seq)
+}
+
+// refreshHot brings the hot tier's copy for s.Key up to date, after the record of node id has been written to the region.
 func (sh *shard) refreshHot(s *scratch, id uint32) {
-	slot, ok := sh.hot.find(s.key.hash, &s.key, none)
+	slot, ok := sh.hot.find(s.Key.Hash, &s.Key, none)
 	if !ok {
 		return
 	}
-	if slot.node() == id && len(s.record) <= hotSlotWords-1 {
+	if slot.node() == id && len(s.Words) <= hotSlotWords-1 {
 		count := slot.count()
-		sh.hot.put(slot, s.key.hash, s.record)
+		sh.hot.put(slot, s.Key.Hash, s.Words)
 		slot.setCount(count)
 		return
 	}
 	sh.cool(slot)
 }
 
-// evict removes the entry of a class that the policy gives up. It reports false when there is
-// none.
-func (sh *shard) evict(c class, now int64) bool {
-	id := sh.policy.victim(c, second(now))
+// evict removes the entry of class c that the policy wants to go. rival is the hash of the new record, if that is of class
+// c, too. It is 0 if the new record is of the other class, which takes back what it has lent. evict reports false when the
+// class is empty.
+func (sh *shard) evict(c record.Class, rival uint64, now int64) bool {
+	id := none
+	if sh.region.overweight(c, 0) {
+		if id = sh.policy.dead(c, second(now)); id == none {
+			id = sh.policy.heavyVictim(c, rival, second(now))
+		}
+	}
+	if id == none {
+		id = sh.policy.victim(c, second(now))
+	}
 	if id == none {
 		return false
 	}
@@ -378,41 +582,51 @@ func (sh *shard) evict(c class, now int64) bool {
 	return true
 }
 
-// at returns node and header of the record that a slot points at. For the writer only.
-func (sh *shard) at(slot int) (uint32, entry) {
+// at returns the node and the header of the record that a slot points at. For the writer only.
+func (sh *shard) at(slot int) (uint32, record.Entry) {
 	w, _ := sh.record(sh.index.Load(slot))
-	e := loadEntry(w)
-	return e.node(), e
+	e := record.LoadEntry(w)
+	return e.Node(), e
 }
 
-// drop removes an entry from everywhere.
+// ownerOf returns the owner of a node's record, or -1 if the node has none. For the writer only.
+func (sh *shard) ownerOf(id uint32) int {
+	n := &sh.policy.nodes[id]
+	if n.segment == free || n.slot == none {
+		return -1
+	}
+	_, e := sh.at(int(n.slot))
+	return record.Owner(e.Hash)
+}
+
+// drop removes an entry from the hot tier, the index, the region and the policy.
 func (sh *shard) drop(id uint32) {
 	n := &sh.policy.nodes[id]
 	slot := int(n.slot)
 	_, e := sh.at(slot)
 	if n.hot {
-		if hs, ok := sh.hot.find(e.hash, nil, id); ok {
+		if hs, ok := sh.hot.find(e.Hash, nil, id); ok {
 			sh.cool(hs)
 		}
 	}
 	s := sh.index.Load(slot)
-	sh.index.Remove(slot, e.hash)
+	sh.index.Remove(slot, e.Hash)
 	sh.free(s)
-	sh.entries[n.class].Add(-1)
+	sh.holding(e.Hash).entries[n.class].Add(-1)
 	sh.policy.remove(id)
 }
 
-// free gives back the memory of the record that a slot points, or pointed, at.
+// free frees the granules of the record that s points at. No slot of the index may point there any more.
 func (sh *shard) free(s index.Slot) {
 	w, _ := sh.record(s)
-	e := loadEntry(w)
-	n := sh.granules(e.size)
-	sh.regions[s.Class()].alloc.Free(int(s.Pos()), n)
-	sh.used.Add(-int64(n))
+	e := record.LoadEntry(w)
+	n := sh.granules(e.Size)
+	sh.region.alloc.Free(int(s.Pos()), n)
+	sh.account(e.Hash, record.Class(s.Class()), e.Size, -n)
 }
 
-// takeAccessed implements ledger. Accesses to an entry's copy in the hot tier count for the
-// entry; a copy that nobody asks for any more is demoted.
+// takeAccessed implements accessCounts. Accesses to an entry's copy in the hot tier count for the entry. A copy without an
+// access since the last call leaves the hot tier.
 func (sh *shard) takeAccessed(n *node) int {
 	if n.slot == none {
 		return 0 // not in the index yet
@@ -424,7 +638,7 @@ func (sh *shard) takeAccessed(n *node) int {
 	}
 	if n.hot {
 		id, e := sh.at(slot)
-		if hs, ok := sh.hot.find(e.hash, nil, id); ok {
+		if hs, ok := sh.hot.find(e.Hash, nil, id); ok {
 			if count := hs.count(); count > 0 {
 				hs.setCount(0)
 				return accessed + int(count)
@@ -437,7 +651,8 @@ func (sh *shard) takeAccessed(n *node) int {
 	return accessed
 }
 
-// moved implements ledger: a hit reads off the index whether an entry is protected.
+// moved implements accessCounts. It marks the index's slots of protected entries, because a hit reads from the mark which
+// tier it was in. It counts promotions and demotions.
 func (sh *shard) moved(n *node, from segment) {
 	switch protected {
 	case n.segment:
@@ -450,4 +665,67 @@ func (sh *shard) moved(n *node, from segment) {
 	if n.slot != none {
 		sh.index.Mark(int(n.slot), n.segment == protected)
 	}
+}
+
+// accesses returns how often an entry has been asked for, as far as it is counted: by the copy in the hot tier, by the index, and
+// by the popularity table. Each of these counts stops somewhere, or starts anew now and then. For the writer only.
+func (sh *shard) accesses(id uint32) uint32 {
+	n := &sh.policy.nodes[id]
+	slot := int(n.slot)
+	count := sh.index.Load(slot).Count()
+	if n.hot {
+		_, e := sh.at(slot)
+		if copied, ok := sh.hot.find(e.Hash, nil, id); ok {
+			count += uint32(copied.count())
+		}
+	}
+	state := sh.states.Load(id)
+	return max(count, state.Count())
+}
+
+// walkBatch is how many nodes are looked at while the lock of their shard is held.
+const walkBatch = 256
+
+// walk gives the records that a store has in the shard to f, in the order of their nodes, from one node on, until f returns false.
+// f runs under the lock of the shard, which walk gives back after each walkBatch nodes. A record that comes or goes meanwhile may be
+// left out. next is the node after the last one that f got, or none at the end.
+func (sh *shard) walk(s *scratch, owner int, from uint32, now int64, f func(id uint32, e *record.Entry) bool) (next uint32) {
+	for {
+		sh.lock(s, now)
+		for range walkBatch {
+			if sh.held[owner].closed || from >= uint32(len(sh.policy.nodes)) {
+				sh.unlock()
+				return none
+			}
+			id := from
+			from++
+			n := &sh.policy.nodes[id]
+			if n.segment == free || n.slot == none {
+				continue
+			}
+			w, _ := sh.record(sh.index.Load(int(n.slot)))
+			e := record.LoadEntry(w)
+			if record.Owner(e.Hash) != owner {
+				continue
+			}
+			s.Key.Load(&e, w)
+			if !f(id, &e) {
+				sh.unlock()
+				return from
+			}
+		}
+		sh.unlock()
+	}
+}
+
+// flush removes what a filter says from those that a store has, and returns how many answers went.
+func (sh *shard) flush(s *scratch, owner int, f *flushed.Filter, now int64) (n int) {
+	sh.walk(s, owner, 0, now, func(id uint32, e *record.Entry) bool {
+		if f.Has(&s.Key, e, now) {
+			sh.drop(id)
+			n++
+		}
+		return true
+	})
+	return n
 }

@@ -5,19 +5,21 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/optcache/optcache/plugin/pkg/climber"
+	"github.com/optcache/optcache/plugin/pkg/record"
 	"github.com/optcache/optcache/plugin/pkg/sketch"
 )
 
-// Here are the lists of the policy, on plain integers: the slot of a node is the name of an entry.
-// How good the policy is, is another question (policy_test.go).
+// These tests are about the lists of the policy, on plain integers. The slot of a node is the name of an entry. How good the
+// policy is, policy_test.go tests.
 
-// notedLedger is a ledger that notes what it is asked and told.
+// notedLedger implements accessCounts, and records the calls.
 type notedLedger struct {
-	accesses map[uint32]int // by name
-	always   bool           // everything has been accessed, all the time
+	accesses map[uint32]int // by name of the entry
+	always   bool           // each entry has always been accessed
 	asked    int
 	up, down int // into and out of the protected segment
-	others   int // moves between others
+	others   int // moves between other segments
 }
 
 func (l *notedLedger) takeAccessed(n *node) int {
@@ -48,11 +50,11 @@ func (l *notedLedger) moved(n *node, from segment) {
 
 func newNotedLedger() *notedLedger { return &notedLedger{accesses: map[uint32]int{}} }
 
-var listed = []segment{window, probationary, protected}
+var listed = []segment{window, probationary, protected, heavy}
 
-// policyIDs returns the nodes of a segment from the youngest to the oldest, following next, and
-// fails if a link or a number does not fit.
-func policyIDs(tb testing.TB, p *slru, c class, s segment) (ids []uint32) {
+// policyIDs returns the nodes of a segment from the youngest to the oldest. It follows next, and fails if a link or the
+// segment's length is wrong.
+func policyIDs(tb testing.TB, p *slru, c record.Class, s segment) (ids []uint32) {
 	tb.Helper()
 	l := &p.classes[c].segments[s]
 	before := none
@@ -72,11 +74,11 @@ func policyIDs(tb testing.TB, p *slru, c class, s segment) (ids []uint32) {
 	return ids
 }
 
-// checkPolicy fails unless every node is in exactly one list, or free. It returns the live ones.
+// checkPolicy fails unless each node is either in exactly one list or free. It returns the nodes that are in a list.
 func checkPolicy(tb testing.TB, p *slru) (live []uint32) {
 	tb.Helper()
 	where := make([]int, len(p.nodes))
-	for c := range classes {
+	for c := range record.Classes {
 		d := &p.classes[c]
 		for _, s := range listed {
 			for _, id := range policyIDs(tb, p, c, s) {
@@ -87,7 +89,7 @@ func checkPolicy(tb testing.TB, p *slru) (live []uint32) {
 		if l := d.segments[free]; l.n != 0 || l.head != none || l.tail != none {
 			tb.Fatalf("class %d has a list of free nodes: %+v", c, l)
 		}
-		if got := d.segments[window].n + d.main(); got > d.capacity {
+		if got := d.entries(); got > d.capacity {
 			tb.Fatalf("class %d has %d entries, its capacity is %d", c, got, d.capacity)
 		}
 		if len(d.ghost) != d.capacity {
@@ -107,30 +109,30 @@ func checkPolicy(tb testing.TB, p *slru) (live []uint32) {
 	return live
 }
 
-// naivePolicy is the policy once more, on slices of entries, from the youngest to the oldest.
+// naivePolicy is a second implementation of the policy. Its segments are slices of entries, from the youngest to the oldest.
 type naivePolicy struct {
-	segments  [classes][segments][]*naiveEntry
+	segments  [record.Classes][segments][]*naiveEntry
 	places    []*naiveEntry // by number of the node; nil: free
-	vacant    []int         // numbers to be given again, the last one first
+	vacant    []int         // free numbers; the last one is used first
 	hand, age int
 	accesses  map[uint32]int
-	capacity  [classes]int
-	room      [classes]int
-	sketch    [classes]*sketch.Sketch
-	ghost     [classes]map[uint64]uint32 // hash by place
-	share     int                        // of the window, per mille
+	capacity  [record.Classes]int
+	room      [record.Classes]int
+	sketch    [record.Classes]*sketch.Sketch
+	ghost     [record.Classes]map[uint64]uint32 // hashes by their place
+	share     int                               // the window's share of the capacity, per mille
 	up, down  int
 	others    int
 }
 
 type naiveEntry struct {
 	name, hash, expires uint32
-	class               class
+	class               record.Class
 	at                  segment
 	touched             bool
 }
 
-func newNaivePolicy(capacity [classes]int, share int) *naivePolicy {
+func newNaivePolicy(capacity [record.Classes]int, share int) *naivePolicy {
 	p := &naivePolicy{accesses: map[uint32]int{}, capacity: capacity, room: capacity, share: share}
 	for c := range p.capacity {
 		p.sketch[c] = sketch.New(capacity[c])
@@ -163,7 +165,7 @@ func (p *naivePolicy) aging() {
 	}
 }
 
-func (p *naivePolicy) add(c class, name, hash, expires uint32) {
+func (p *naivePolicy) add(c record.Class, name, hash, expires uint32) {
 	p.aging()
 	e := &naiveEntry{name: name, hash: hash, expires: expires, class: c, at: window}
 	if n := len(p.vacant); n > 0 {
@@ -217,9 +219,9 @@ func (p *naivePolicy) enter(e *naiveEntry, to segment) {
 	p.segments[e.class][to] = slices.Insert(p.segments[e.class][to], 0, e)
 }
 
-func (p *naivePolicy) window(c class) int { return max(p.room[c]*p.share/1000, 1) }
+func (p *naivePolicy) window(c record.Class) int { return max(p.room[c]*p.share/1000, 1) }
 
-func (p *naivePolicy) entries(c class) (n int) {
+func (p *naivePolicy) entries(c record.Class) (n int) {
 	for _, l := range p.segments[c] {
 		n += len(l)
 	}
@@ -246,7 +248,7 @@ func last(l []*naiveEntry) *naiveEntry {
 	return l[len(l)-1]
 }
 
-func (p *naivePolicy) victim(c class, now uint32) *naiveEntry {
+func (p *naivePolicy) victim(c record.Class, now uint32) *naiveEntry {
 	for range min(sweep, len(p.places)) {
 		p.hand = (p.hand + 1) % len(p.places)
 		if e := p.places[p.hand]; e != nil && e.class == c && now > e.expires {
@@ -281,7 +283,7 @@ func (p *naivePolicy) victim(c class, now uint32) *naiveEntry {
 	return last(p.segments[c][window])
 }
 
-func (p *naivePolicy) mainVictim(c class, now uint32) *naiveEntry {
+func (p *naivePolicy) mainVictim(c record.Class, now uint32) *naiveEntry {
 	for range maxMoves {
 		e := last(p.segments[c][probationary])
 		if e == nil || now > e.expires || !p.accessed(e) {
@@ -297,14 +299,14 @@ func (p *naivePolicy) mainVictim(c class, now uint32) *naiveEntry {
 
 func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 	t.Parallel()
-	for _, capacity := range [][classes]int{{1, 1}, {2, 3}, {5, 1}, {10, 7}, {100, 40}, {400, 300}} {
+	for _, capacity := range [][record.Classes]int{{1, 1}, {2, 3}, {5, 1}, {10, 7}, {100, 40}, {400, 300}} {
 		rng := rand.New(rand.NewPCG(uint64(capacity[0]), 9))
 		ledger := newNotedLedger()
-		climber := newClimber(1, false)
-		p := newSLRU(capacity, ledger, climber)
-		naive := newNaivePolicy(capacity, climber.windowShare())
+		climb := climber.New(1, false)
+		p := newSLRU(capacity, ledger, climb)
+		naive := newNaivePolicy(capacity, climb.WindowShare())
 		ids := map[*naiveEntry]uint32{} // node of an entry
-		var entries [classes][]*naiveEntry
+		var entries [record.Classes][]*naiveEntry
 		forget := func(e *naiveEntry) {
 			p.remove(ids[e])
 			naive.remove(e)
@@ -315,7 +317,7 @@ func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 		}
 		next, now := uint32(0), uint32(100)
 		var died []*naiveEntry
-		evict := func(c class) {
+		evict := func(c record.Class) {
 			id, want := p.victim(c, now), naive.victim(c, now)
 			if want == nil || id == none {
 				if want != nil || id != none {
@@ -332,7 +334,7 @@ func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 			forget(want)
 		}
 		for op := range 12_000 {
-			c := class(rng.IntN(int(classes)))
+			c := record.Class(rng.IntN(int(record.Classes)))
 			var some *naiveEntry
 			if n := len(entries[c]); n > 0 {
 				some = entries[c][rng.IntN(n)]
@@ -343,7 +345,7 @@ func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 					ledger.accesses[some.name]++
 					naive.accesses[some.name]++
 				}
-			case what < 75: // a new entry, or one that is back
+			case what < 75: // a new entry, or one that returns
 				for p.full(c) {
 					evict(c)
 				}
@@ -362,7 +364,7 @@ func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 				ids[e] = id
 				entries[c] = append(entries[c], e)
 				next++
-			case what < 80: // memory was short
+			case what < 80: // an eviction, as when memory is short
 				evict(c)
 			case what < 85: // promotion
 				if some != nil {
@@ -374,13 +376,13 @@ func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 					p.renew(ids[some], now+20)
 					naive.renew(some, now+20)
 				}
-			case what < 94: // dropped by others
+			case what < 94: // an entry is dropped without the policy's choice
 				if some != nil {
 					forget(some)
 				}
 			case what < 96: // the climber moves
-				naive.share = leastWindow + rng.IntN(mostWindow-leastWindow)
-				climber.window.Store(int64(naive.share))
+				naive.share = climber.LeastWindow + rng.IntN(climber.MostWindow-climber.LeastWindow)
+				climb.Window.Store(int64(naive.share))
 			default:
 				now += uint32(rng.IntN(5))
 			}
@@ -388,7 +390,7 @@ func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 				continue
 			}
 			checkPolicy(t, &p)
-			for c := range classes {
+			for c := range record.Classes {
 				for _, s := range listed {
 					got := policyIDs(t, &p, c, s)
 					for i := range got {
@@ -414,13 +416,13 @@ func TestPolicyDoesWhatTheNaiveOneDoes(t *testing.T) {
 	}
 }
 
-// policyOf returns a policy with an empty sketch whose success class has 0, 1, 2, … in it, 0 the
-// oldest, in the window. Ageing does not disturb it: what is noted as accessed is so afterwards.
+// policyOf returns a policy with an empty sketch. The window of its success class has the entries 0, 1, 2, …; 0 is the
+// oldest. Its access counts are empty. An access that a test sets afterwards has not been taken by ageing.
 func policyOf(capacity, n int) (*slru, *notedLedger) {
 	l := newNotedLedger()
-	p := newSLRU([classes]int{capacity, capacity}, l, newClimber(1, false))
+	p := newSLRU([record.Classes]int{capacity, capacity}, l, climber.New(1, false))
 	for i := range uint32(n) {
-		p.add(success, uint64(i*2654435761)<<32, i, 1000)
+		p.add(record.Success, uint64(i*2654435761)<<32, i, 1000)
 	}
 	return &p, l
 }
@@ -428,7 +430,7 @@ func policyOf(capacity, n int) (*slru, *notedLedger) {
 func wantSegments(t *testing.T, p *slru, inWindow, probation, protect []uint32) {
 	t.Helper()
 	for i, want := range [][]uint32{inWindow, probation, protect} {
-		if got := policyIDs(t, p, success, listed[i]); !slices.Equal(got, want) {
+		if got := policyIDs(t, p, record.Success, listed[i]); !slices.Equal(got, want) {
 			t.Errorf("segment %d: %d, want %d", listed[i], got, want)
 		}
 	}
@@ -438,7 +440,7 @@ func wantSegments(t *testing.T, p *slru, inWindow, probation, protect []uint32) 
 func TestWindowFillsTheMainPartFirst(t *testing.T) {
 	t.Parallel()
 	p, l := policyOf(8, 8) // two of them belong in the window
-	if id := p.victim(success, 0); id != 0 && id != 6 {
+	if id := p.victim(record.Success, 0); id != 0 && id != 6 {
 		t.Errorf("victim %d", id)
 	}
 	wantSegments(t, p, []uint32{7, 6}, []uint32{5, 4, 3, 2, 1, 0}, nil)
@@ -450,9 +452,9 @@ func TestWindowFillsTheMainPartFirst(t *testing.T) {
 func TestWindowGivesAnotherRoundToWhoWasAskedFor(t *testing.T) {
 	t.Parallel()
 	p, l := policyOf(8, 8)
-	p.victim(success, 0)
+	p.victim(record.Success, 0)
 	l.accesses[6] = 1
-	if id := p.victim(success, 0); id != 7 {
+	if id := p.victim(record.Success, 0); id != 7 {
 		t.Errorf("victim %d, want 7, which nobody asked for", id)
 	}
 	wantSegments(t, p, []uint32{6, 7}, []uint32{5, 4, 3, 2, 1, 0}, nil)
@@ -462,7 +464,7 @@ func TestContestIsWonByWhoIsAskedForMore(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name                string
-		challenger, rival   int // accesses that the sketch knows beside the first
+		challenger, rival   int // accesses in the sketch, in addition to the first one
 		victim              uint32
 		inWindow, probation []uint32
 	}{
@@ -471,11 +473,11 @@ func TestContestIsWonByWhoIsAskedForMore(t *testing.T) {
 		{"more", 2, 1, 0, []uint32{7}, []uint32{6, 5, 4, 3, 2, 1, 0}},
 	} {
 		p, _ := policyOf(8, 8)
-		p.victim(success, 0)
-		d := &p.classes[success]
+		p.victim(record.Success, 0)
+		d := &p.classes[record.Success]
 		d.sketch.Add(p.nodes[6].hash, tc.challenger)
 		d.sketch.Add(p.nodes[0].hash, tc.rival)
-		if id := p.victim(success, 0); id != tc.victim {
+		if id := p.victim(record.Success, 0); id != tc.victim {
 			t.Errorf("%s: victim %d, want %d", tc.name, id, tc.victim)
 		}
 		wantSegments(t, p, tc.inWindow, tc.probation, nil)
@@ -485,9 +487,9 @@ func TestContestIsWonByWhoIsAskedForMore(t *testing.T) {
 func TestAccessedRivalIsProtected(t *testing.T) {
 	t.Parallel()
 	p, l := policyOf(8, 8)
-	p.victim(success, 0)
+	p.victim(record.Success, 0)
 	l.accesses[0], l.accesses[1] = 1, 1
-	p.victim(success, 0)
+	p.victim(record.Success, 0)
 	wantSegments(t, p, []uint32{7, 6}, []uint32{5, 4, 3, 2}, []uint32{1, 0})
 	if l.up != 2 {
 		t.Errorf("told of %d moves up", l.up)
@@ -497,15 +499,15 @@ func TestAccessedRivalIsProtected(t *testing.T) {
 func TestAgedAccessStillCounts(t *testing.T) {
 	t.Parallel()
 	p, l := policyOf(8, 8)
-	p.victim(success, 0)
+	p.victim(record.Success, 0)
 	l.accesses[0] = 1
 	for range 8 {
-		p.age() // takes the access; the rival has been asked for nevertheless
+		p.age() // takes the access; the rival must count as accessed nevertheless
 	}
 	if len(l.accesses) != 0 {
 		t.Fatal("ageing has not come round")
 	}
-	p.victim(success, 0)
+	p.victim(record.Success, 0)
 	wantSegments(t, p, []uint32{7, 6}, []uint32{5, 4, 3, 2, 1}, []uint32{0})
 }
 
@@ -514,7 +516,7 @@ func TestTheDeadGoFirst(t *testing.T) {
 	for _, at := range listed {
 		for _, accessed := range []int{0, 1} {
 			p, l := policyOf(8, 8)
-			p.victim(success, 0)
+			p.victim(record.Success, 0)
 			id := uint32(7)
 			if at != window {
 				id = 3
@@ -524,10 +526,10 @@ func TestTheDeadGoFirst(t *testing.T) {
 			}
 			p.nodes[id].expires = 5
 			l.accesses[id] = accessed
-			if got := p.victim(success, 5); got == id && accessed > 0 {
+			if got := p.victim(record.Success, 5); got == id && accessed > 0 {
 				t.Errorf("segment %d: gone in its last second", at)
 			}
-			if got := p.victim(success, 6); got != id {
+			if got := p.victim(record.Success, 6); got != id {
 				t.Errorf("segment %d: victim %d, want the dead %d", at, got, id)
 			}
 			checkPolicy(t, p)
@@ -545,11 +547,11 @@ func TestOldestProtectedIsDemoted(t *testing.T) {
 	if l.up != 5 || l.down != 1 {
 		t.Errorf("told of %d moves up and %d down", l.up, l.down)
 	}
-	// 1 and 2 have been asked for: another round, at the expense of 3.
+	// 1 and 2 have been accessed, and get another round. So 3 is demoted.
 	l.accesses[1], l.accesses[2] = 1, 1
 	p.protect(0)
 	wantSegments(t, p, []uint32{7, 6, 5}, []uint32{3}, []uint32{2, 1, 0, 4})
-	// One that is protected already comes to the young end; nobody has to go.
+	// An entry that is protected already moves to the young end. None is demoted.
 	p.protect(4)
 	wantSegments(t, p, []uint32{7, 6, 5}, []uint32{3}, []uint32{4, 2, 1, 0})
 }
@@ -567,20 +569,20 @@ func TestGhostIsForTheDeadInGoodStanding(t *testing.T) {
 		{"hot", func(p *slru, id uint32) { p.nodes[id].hot = true }, protected},
 	} {
 		p, _ := policyOf(10, 0)
-		id := p.add(success, 42<<32, 0, 5)
+		id := p.add(record.Success, 42<<32, 0, 5)
 		tc.standing(p, id)
-		if got := p.victim(success, 6); got != id {
+		if got := p.victim(record.Success, 6); got != id {
 			t.Fatalf("%s: victim %d", tc.name, got)
 		}
 		p.remove(id)
-		for i, want := range []segment{tc.want, window} { // the ghost is good for one time
-			id := p.add(success, 42<<32, 0, 100)
+		for i, want := range []segment{tc.want, window} { // a ghost entry is used once
+			id := p.add(record.Success, 42<<32, 0, 100)
 			if got := p.nodes[id].segment; got != want || p.nodes[id].hot {
 				t.Errorf("%s: segment %d at return %d, want %d", tc.name, got, i+1, want)
 			}
 			p.remove(id)
 		}
-		if id := p.add(denial, 42<<32, 0, 100); p.nodes[id].segment != window {
+		if id := p.add(record.Denial, 42<<32, 0, 100); p.nodes[id].segment != window {
 			t.Errorf("%s: the ghost of one class is known in the other", tc.name)
 		}
 		checkPolicy(t, p)
@@ -592,19 +594,19 @@ func TestSearchForAVictimEnds(t *testing.T) {
 	for _, tc := range []struct{ capacity, n, protect int }{
 		{1, 1, 0}, {1, 1, 1}, {2, 2, 0}, {5, 5, 4}, {64, 64, 0}, {1000, 1000, 0}, {1000, 1000, 800}, {1000, 1000, 1000},
 	} {
-		for _, share := range []int64{leastWindow, firstWindow, mostWindow} {
+		for _, share := range []int64{climber.LeastWindow, climber.FirstWindow, climber.MostWindow} {
 			p, l := policyOf(tc.capacity, tc.n)
-			p.climber.window.Store(share)
+			p.climber.Window.Store(share)
 			for id := range tc.protect {
 				p.protect(uint32(id))
 			}
-			p.victim(success, 0) // what is too much for the window has left it
+			p.victim(record.Success, 0) // entries that are too many for the window leave it
 			l.asked, l.always = 0, true
-			id := p.victim(success, 0)
+			id := p.victim(record.Success, 0)
 			if id == none || p.nodes[id].segment == free {
 				t.Errorf("%+v, window %d: victim %d", tc, share, id)
 			}
-			// Each of the moves up may go round the protected segment that often.
+			// Each promotion may look at maxMoves entries of the protected segment.
 			if most := maxMoves * (maxMoves + 3); l.asked > most {
 				t.Errorf("%+v, window %d: looked at %d entries, want at most %d", tc, share, l.asked, most)
 			}
@@ -622,8 +624,8 @@ func TestFreedNodesAreUsedAgain(t *testing.T) {
 	}
 	checkPolicy(t, p)
 	for i := range uint32(3) {
-		id := p.add(denial, 7<<32, 100+i, 1)
-		if n := p.nodes[id]; id >= 8 || n.hot || n.touched || n.class != denial || n.slot != 100+i || n.segment != window || n.hash != 7 {
+		id := p.add(record.Denial, 7<<32, 100+i, 1)
+		if n := p.nodes[id]; id >= 8 || n.hot || n.touched || n.class != record.Denial || n.slot != 100+i || n.segment != window || n.hash != 7 {
 			t.Errorf("node %d: %+v", id, n)
 		}
 	}

@@ -4,13 +4,13 @@
 #     bench/end_to_end.sh [-d SECONDS] [-r ROUNDS] [-b BINARY] [-c CSV] [-- DNSPERF-OPTIONS...]
 #
 # The server is pinned to core 0, dnsperf to core 1. For each Corefile the two caches take turns,
-# ROUNDS times (default 3), SECONDS each (default 5), each time with a fresh process that was
+# ROUNDS times (default 5), SECONDS each (default 5), each time with a fresh process that was
 # asked for all names before. The CPU time is the server's own (/proc/PID/stat), divided by the
-# queries that dnsperf got an answer to. What is printed are medians; the file CSV gets every
-# round. Everything is on loopback.
+# queries that dnsperf got an answer to. Figures are medians. The ratio is taken in each round; its median
+# is printed with the lowest and the highest. The file CSV gets every round. Everything is on loopback.
 source "$(dirname "$0")/lib.sh"
 
-seconds=5 rounds=3 binary=
+seconds=5 rounds=5 binary=
 while getopts d:r:b:c:h option; do
     case $option in
         d) seconds=$OPTARG ;;
@@ -72,10 +72,12 @@ asked() { metric "$upstream_metrics" 'coredns_dns_requests_total{'; }
 
 # measure CHAIN CACHE ROUND runs one round and records its figures.
 measure() {
-    local chain=$1 cache=$2 before user system user_end system_end answered lost
+    local chain=$1 cache=$2 block=$2 before user system user_end system_end answered lost
+    # This is about the chain; bench/peers.sh has the fast path, too.
+    [[ $cache != optcache ]] || block=$'optcache {\nfastpath off\n}'
     coredns ".:@dns@ {
         bind 127.0.0.1
-        ${corefile[$chain]//CACHE/$cache}
+        ${corefile[$chain]//CACHE/$block}
     }" taskset -c $server_core
     perf -n 20 >/dev/null # often enough for every name to find its tier
 
@@ -111,15 +113,15 @@ done
 printf '\r%-40s\r' '' >&2
 
 printf '%d names, %d rounds of %d s, medians; CPU per query in microseconds\n\n' "$names" "$rounds" "$seconds"
-format='%-10s %-9s %8s %8s %8s %10s %7s\n'
-row chain plugin CPU user system queries/s ratio
+format='%-10s %-9s %8s %8s %8s %10s %26s\n'
+row chain plugin CPU user system queries/s 'ratio (lowest to highest)'
 for chain in forwarder kubeadm; do
     for cache in optcache cache; do
         line=("$chain" "$cache")
         for name in cpu_us user_us system_us queries_per_s; do
             line+=("$(column "$chain,$cache" "$name" | median)")
         done
-        [[ $cache != optcache ]] || line+=("$(ratio cpu_us "$chain,")")
+        [[ $cache != optcache ]] || line+=("$(spread cpu_us "$chain,optcache" "$chain,cache")")
         row "${line[@]}"
     done
 done

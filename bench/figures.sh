@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Every figure of bench/README.md but the hit ratios, one after the other, and the charts of them.
+# Every figure of bench/README.md, one after the other, and the charts of them.
 #
-#     bench/figures.sh [-o FOLDER] [-q] [-n]
+#     bench/figures.sh [-o FOLDER] [-q] [-n] [TRACE...]
 #
 # FOLDER (default: a temporary one, whose name is printed) gets what each command prints, and its results
 # as CSV. -q is a short run that shows that everything works: its figures mean nothing, and the charts
-# are left in FOLDER. -n takes nothing, and draws what FOLDER has. Takes half an hour, in which the machine
-# should have nothing else to do.
+# are left in FOLDER. -n takes nothing, and draws what FOLDER has. Hit ratios are taken of the TRACEs (see
+# bench/README.md), and left out without any. FOLDER/versions.txt has the versions of what was measured. Takes an
+# hour and more, in which the machine should have nothing else to do.
 source "$(dirname "$0")/lib.sh"
 
 folder='' quick='' drawing=
@@ -19,6 +20,9 @@ while getopts o:qnh option; do
         *) usage >&2; exit 2 ;;
     esac
 done
+shift $((OPTIND - 1))
+traces=()
+for trace; do traces+=("$(realpath -- "$trace")"); done
 cd "$(dirname "$0")/.."
 folder=$(realpath -- "${folder:-$(mktemp -d)}")
 mkdir -p "$folder"
@@ -31,11 +35,19 @@ take() {
     printf '\n== %s\n' "${*:2}"
     "${@:2}" 2>"$folder/$1.err" | tee "$folder/$1.txt"
 }
+peers=(echo fastpath fastpath-kubeadm fastpath-rules optcache-kubeadm cache cache-kubeadm cache-rules unbound dnsdist recursor)
+# take_peers OPTION... takes the peers over each transport.
+take_peers() {
+    take peers bench/peers.sh "$@" -c "$folder/peers.csv" "${peers[@]}"
+    take peers_tcp bench/peers.sh -m tcp "$@" -c "$folder/peers_tcp.csv"
+    take peers_dot bench/peers.sh -m dot "$@" -c "$folder/peers_dot.csv"
+}
 gobench() { # ARGUMENTS...
     go test -run '^$' "$@"
 }
 
 [[ -n $drawing ]] || build
+[[ -n $drawing ]] || take versions versions
 if [[ -n $drawing ]]; then
     :
 elif [[ -n $quick ]]; then
@@ -46,8 +58,15 @@ elif [[ -n $quick ]]; then
     take lines gobench -bench Lines -benchtime 1x -cpu 1 .
     take end_to_end bench/end_to_end.sh -d 1 -r 1 -c "$folder/end_to_end.csv"
     take memory bench/memory.sh -n 20000 -s 1 -c "$folder/memory.csv"
+    take idle bench/idle.sh -d 2 -r 1 -c "$folder/idle.csv"
+    take large gobench -bench LargeFlood -benchtime 1x -cpu 1 .
     take tail bench/tail.sh -d 2 -r 1 -n 20000 -q 5000 -c "$folder/tail.csv"
     take restart bench/restart.sh -d 2 -r 1 -n 20000 -q 5000 -c "$folder/restart.csv"
+    take restart_plain bench/restart.sh -p -d 2 -r 1 -n 20000 -q 5000 -c "$folder/restart_plain.csv"
+    take snapshot gobench -bench Snapshot/write -benchtime 1x .
+    take flush bench/flush.sh -n 20000 -r 1 -c "$folder/flush.csv"
+    take_peers -d 1 -r 1 -t 2
+    ! installed perf linux-perf || take split bench/split.sh -d 1
 else
     take hit gobench -bench 'Hit$|Insert' -benchmem -cpu 1 -count 5 .
     take parallel gobench -bench HitParallel -benchmem -cpu 1,2 -count 5 .
@@ -57,8 +76,20 @@ else
     take lines gobench -bench Lines -benchtime 100x -count 3 -cpu 1 .
     take end_to_end bench/end_to_end.sh -c "$folder/end_to_end.csv"
     take memory bench/memory.sh -c "$folder/memory.csv"
+    take idle bench/idle.sh -c "$folder/idle.csv"
+    take large gobench -bench LargeFlood -benchtime 1x -cpu 1 .
     take tail bench/tail.sh -c "$folder/tail.csv"
     take restart bench/restart.sh -d 10 -c "$folder/restart.csv"
+    take restart_plain bench/restart.sh -p -d 10 -n 400000 -c "$folder/restart_plain.csv"
+    take snapshot gobench -bench Snapshot/write .
+    take flush bench/flush.sh -c "$folder/flush.csv"
+    take_peers
+    ! installed perf linux-perf || take split bench/split.sh
+    if ((${#traces[@]})); then
+        take hitratio go run ./bench/hitratio -svg "$charts/hitratio.svg" "${traces[@]}"
+        take hitratio_bound go run ./bench/hitratio -memory 2,4,8,16 "${traces[@]}"
+        take hitratio_restart go run ./bench/hitratio -restart "${traces[@]}"
+    fi
     take flood env OPTCACHE_FLOOD=16MB,64MB,256MB go test -v -run MaxMemory ./test
 fi
 

@@ -104,6 +104,14 @@ upstream() {
     upstream_pid=$pid upstream_port=${port[dns]} upstream_metrics=${port[metrics]}
 }
 
+# versions prints what figures depend on: machine, kernel, Go, and the packages that are installed.
+versions() {
+    uname -srm
+    sed -n 's/^model name.*: //p' /proc/cpuinfo | sort | uniq -c
+    go version
+    dpkg-query -W -f '${Package} ${Version}\n' dnsperf unbound dnsdist pdns-recursor linux-perf gcc 2>/dev/null || true
+}
+
 installed() { # COMMAND PACKAGE
     command -v "$1" >/dev/null && return
     printf 'no %s, skipped: apt-get install %s\n' "$1" "$2" >&2
@@ -221,10 +229,13 @@ column() {
 }
 median() { sort -g | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'; }
 
-# ratio NAME [CHAIN,] is the ratio of optcache's median to cache's.
-ratio() {
-    awk -v a="$(column "${2:-}optcache" "$1" | median)" -v b="$(column "${2:-}cache" "$1" | median)" \
-        'BEGIN { if (b) printf "%.2f", a / b }'
+# spread NAME PREFIX OTHER is the ratio of a column's values for two prefixes, taken in each round: the median, and the lowest
+# and the highest in brackets. It is empty if one of them was not measured.
+spread() {
+    paste <(column "$2" "$1") <(column "$3" "$1") | awk 'NF == 2 && $2 > 0 { print $1 / $2 }' | sort -g | awk '
+        { v[NR] = $1 }
+        END { if (NR) printf "%.2f (%.2f to %.2f)", (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2, v[1], v[NR] }
+    '
 }
 
 # row FIELD... prints a line of a table in the script's $format.

@@ -20,7 +20,7 @@ while getopts n:q:d:r:pb:c:h option; do
         q) rate=$OPTARG ;;
         d) seconds=$OPTARG ;;
         r) rounds=$OPTARG ;;
-        p) fastpath= ;;
+        p) fastpath="fastpath off" ;;
         b) binary=$(realpath -- "$OPTARG") ;;
         c) keep "$OPTARG" ;;
         h) usage; exit 0 ;;
@@ -102,8 +102,10 @@ unset "running[$pid]"
 zstd -dcq "$file" >"$work/raw"
 pack=$(seconds_of zstd -1 -T1 -c "$work/raw") unpack=$(seconds_of zstd -dc "$file")
 
-for ((round = 1; round <= restarts; round++)); do
-    "$binary" -conf "$work/conf" >"$work/log" 2>&1 &
+start() { # CONF starts the server and asks it: milliseconds from the process to the answer, and from listening to it.
+    local started listening answered first=
+    started=$EPOCHREALTIME
+    "$binary" -conf "$1" >"$work/log" 2>&1 &
     pid=$!
     running[$pid]=
     until grep -q ^CoreDNS- "$work/log"; do sleep 0.001; done
@@ -111,15 +113,24 @@ for ((round = 1; round <= restarts; round++)); do
     # A query for first.example.net with the ID "ab", as the reply has it.
     exec 3<>"/dev/udp/127.0.0.1/$dns"
     printf 'ab\x01\0\0\x01\0\0\0\0\0\0\x05first\x07example\x03net\0\0\x01\0\x01' >&3
-    first=
     read -r -N 1 -t 2 -u 3 first || true
     answered=$EPOCHREALTIME
     exec 3<&- 3>&-
     [[ $first = a ]] || die "no answer after the start"
+    from_process=$(awk -v s="$started" -v b="$answered" 'BEGIN { print 1000 * (b - s) }')
+    from_listening=$(awk -v s="$listening" -v b="$answered" 'BEGIN { print 1000 * (b - s) }')
+}
+# The same with *cache*, which keeps nothing.
+sed "s/^    optcache {/    cache {/; /cache_file_path/d; s/^        $fastpath$//" "$work/conf" >"$work/stock"
+for ((round = 1; round <= restarts; round++)); do
+    start "$work/stock"
+    echo "$from_process $from_listening" >>"$work/starts"
+    stop "$pid"
+    start "$work/conf"
     until grep -q 'Has read' "$work/log"; do sleep 0.1; done
     [[ $(<"$work/log") =~ Has\ read\ ([0-9]+)\ answers\ from\ [^\ ]+\ in\ ([0-9.]+)(m?s) ]] || die "$(grep 'Has read' "$work/log")"
-    awk -v n="${BASH_REMATCH[1]}" -v t="${BASH_REMATCH[2]}" -v unit="${BASH_REMATCH[3]}" -v a="$listening" -v b="$answered" \
-        'BEGIN { print n, unit == "ms" ? t / 1000 : t, 1000 * (b - a) }' >>"$work/restarts"
+    awk -v n="${BASH_REMATCH[1]}" -v t="${BASH_REMATCH[2]}" -v unit="${BASH_REMATCH[3]}" -v a="$from_listening" -v b="$from_process" \
+        'BEGIN { print n, unit == "ms" ? t / 1000 : t, a, b }' >>"$work/restarts"
     ((round == restarts)) || stop "$pid"
 done
 restarted() { cut -d ' ' -f "$1" "$work/restarts" | median; } # FIELD
@@ -140,5 +151,8 @@ done
 printf '\nsnapshot: %d answers, %d bytes of %d\n' "$entries" "$(stat -c %s "$file")" "$(stat -c %s "$work/raw")"
 printf 'written in %s s, %s s with queries; zstd packs the same bytes in %s s\n' "$duration" "$(column yes duration | median)" "$pack"
 printf 'read in %s s, %d answers; zstd unpacks the same bytes in %s s\n' "$(restarted 2)" "$(restarted 1)" "$unpack"
-printf 'first answer %.1f ms after the server listens (medians of %d starts)\n' "$(restarted 3)" "$restarts"
+printf 'first answer %.0f ms after the start of the process, %.1f ms after the server listens (medians of %d starts)\n' \
+    "$(restarted 4)" "$(restarted 3)" "$restarts"
+printf 'cache, without a snapshot, in turns with it: %.0f ms, and %.1f ms\n' \
+    "$(cut -d ' ' -f 1 "$work/starts" | median)" "$(cut -d ' ' -f 2 "$work/starts" | median)"
 printf 'asked for again, of %d names, %d went upstream\n' "$names" "$again"

@@ -46,6 +46,7 @@ for cache in optcache cache; do
     errors
     $cache {
         success $((names + names / 10))
+        $([[ $cache != optcache ]] || echo fastpath off)
     }
     forward . 127.0.0.1:$upstream_port
 }" taskset -c $server_core
@@ -84,7 +85,11 @@ for cache in optcache cache; do
     done
     row "${line[@]}"
 done
-row ratio "$(ratio p50)" "$(ratio p99)" "$(ratio p99.9)" "$(ratio max)" '' ''
+printf '\nratios by rounds: median (lowest to highest)\n'
+for name in p50 p99 p99.9 max; do
+    printf '%-9s %s\n' "$name" "$(spread "$name" optcache cache)"
+done
+printf '\n'
 for cache in optcache cache; do
     printf 'p99.9 by rounds, %s: %s; sent late by: %s\n' "$cache" \
         "$(column "$cache" p99.9 | xargs)" "$(column "$cache" late_p99.9 | xargs)"

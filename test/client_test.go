@@ -29,7 +29,7 @@ import (
 // This file asks: by every transport, and for the metrics.
 
 // askTimeout is how long a client waits for a reply.
-const askTimeout = 5 * time.Second
+const askTimeout = 10 * time.Second
 
 // query makes a question without EDNS and with RD.
 func query(name string, qtype uint16) *dns.Msg {
@@ -65,29 +65,52 @@ func over(c *dns.Client, addr string) exchanger {
 			return nil, 0, err
 		}
 		defer conn.Close()
-		conn.UDPSize = dns.MaxMsgSize
-		conn.SetDeadline(time.Now().Add(askTimeout))
-		b, mac, err := pack(m, c.TsigSecret)
-		if err != nil {
-			return nil, 0, err
+		return exchangeOn(conn, m, c.TsigSecret)
+	}
+}
+
+// overOne sends by a client, all on one connection.
+func overOne(t testing.TB, c *dns.Client, addr string) exchanger {
+	var conn *dns.Conn
+	t.Cleanup(func() {
+		if conn != nil {
+			conn.Close()
 		}
-		if _, err := conn.Write(b); err != nil {
-			return nil, 0, err
-		}
-		if b, err = conn.ReadMsgHeader(nil); err != nil {
-			return nil, 0, err
-		}
-		reply := new(dns.Msg)
-		if err := reply.Unpack(b); err != nil {
-			return nil, 0, err
-		}
-		if t := reply.IsTsig(); t != nil && mac != "" {
-			if err := dns.TsigVerify(b, c.TsigSecret[t.Hdr.Name], mac, false); err != nil {
+	})
+	return func(m *dns.Msg) (_ *dns.Msg, _ int, err error) {
+		if conn == nil {
+			if conn, err = c.Dial(addr); err != nil {
 				return nil, 0, err
 			}
 		}
-		return reply, len(b), nil
+		return exchangeOn(conn, m, c.TsigSecret)
 	}
+}
+
+// exchangeOn sends one query on a connection, and waits for the reply.
+func exchangeOn(conn *dns.Conn, m *dns.Msg, secrets map[string]string) (*dns.Msg, int, error) {
+	conn.UDPSize = dns.MaxMsgSize
+	conn.SetDeadline(time.Now().Add(askTimeout))
+	b, mac, err := pack(m, secrets)
+	if err != nil {
+		return nil, 0, err
+	}
+	if _, err := conn.Write(b); err != nil {
+		return nil, 0, err
+	}
+	if b, err = conn.ReadMsgHeader(nil); err != nil {
+		return nil, 0, err
+	}
+	reply := new(dns.Msg)
+	if err := reply.Unpack(b); err != nil {
+		return nil, 0, err
+	}
+	if t := reply.IsTsig(); t != nil && mac != "" {
+		if err := dns.TsigVerify(b, secrets[t.Hdr.Name], mac, false); err != nil {
+			return nil, 0, err
+		}
+	}
+	return reply, len(b), nil
 }
 
 // pack packs a message, and signs it if it has a TSIG.

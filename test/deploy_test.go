@@ -2,6 +2,7 @@ package test
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +29,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
+
+	"github.com/optcache/optcache/plugin/control/api"
 )
 
 // This file reads deploy/ as those who use it would: the manifests strictly, with all that one says
@@ -54,12 +58,14 @@ func TestManifestsHoldTogether(t *testing.T) {
 			checkPorts(t, b, blocks)
 			checkMemory(t, b, blocks)
 			checkSnapshots(t, b, blocks)
+			checkControl(t, b, blocks)
 			checkRights(t, b)
+			checkRollout(t, b)
 		})
 	}
 }
 
-// As TestExamplesAnswer, with the snapshots in a folder that is there.
+// As TestExamplesAnswer, with the snapshots in a folder that is there. optcachectl flushes all blocks.
 func TestManifestsAnswer(t *testing.T) {
 	t.Parallel()
 	for _, b := range readBases(t) {
@@ -68,9 +74,10 @@ func TestManifestsAnswer(t *testing.T) {
 			text := b.corefile(t)
 			for _, m := range b.container().VolumeMounts {
 				if !m.ReadOnly {
-					text = strings.ReplaceAll(text, m.MountPath+"/", t.TempDir()+"/")
+					text = strings.ReplaceAll(text, m.MountPath+"/", shortDir(t)+"/")
 				}
 			}
+			args, _ := corefileBlocks(t, text)[0].line("control")
 			u := newUpstream(t)
 			c := local(t, text, u.addr)
 			s := start(t, c.text, "KUBE_DNS_UPSTREAM_SERVICE_HOST="+u.addr)
@@ -79,6 +86,11 @@ func TestManifestsAnswer(t *testing.T) {
 			}
 			for _, block := range c.blocks {
 				seenFromMemory(t, s, c, block)
+			}
+			var flushed api.FlushReply
+			out, errs, code := tool(t, args[0], "flush", "--all", "--yes", "-o", "json")
+			if err := json.Unmarshal([]byte(out), &flushed); code != 0 || err != nil || flushed.Flushed < int64(len(c.blocks)) {
+				t.Errorf("optcachectl: exit %d, %v: %s%s", code, err, out, errs)
 			}
 		})
 	}
@@ -117,6 +129,7 @@ func readBases(t *testing.T) (bases []base) {
 	decoder := serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer()
 
 	files, err := filepath.Glob(filepath.Join(root, "deploy", "kubernetes", "*", "kustomization.yaml"))
+	files = slices.DeleteFunc(files, func(file string) bool { return filepath.Base(filepath.Dir(file)) == "shared" }) // a component, not a base
 	if err != nil || len(files) != 2 {
 		t.Fatalf("kustomizations: %v, %v", files, err)
 	}
@@ -146,8 +159,9 @@ func readBases(t *testing.T) (bases []base) {
 				b.objects = append(b.objects, o)
 			}
 		}
-		if len(b.pod.Spec.Containers) != 1 {
-			t.Fatalf("%s: %d containers", b.name, len(b.pod.Spec.Containers))
+		// A server, and on nodes what sets them up.
+		if n := len(b.pod.Spec.Containers); n != 1 && !(n == 2 && b.pod.Spec.Containers[1].Command[0] == "nodelocal-setup") {
+			t.Fatalf("%s: %d containers", b.name, n)
 		}
 		bases = append(bases, b)
 	}
@@ -195,9 +209,13 @@ func find[T metav1.Object](b base, name string) (found T) {
 
 func (b base) container() corev1.Container { return b.pod.Spec.Containers[0] }
 
-// mount returns what is mounted where a path lies, and the volume.
+// mount returns what is mounted where a path lies in the server's container, and the volume.
 func (b base) mount(file string) (corev1.VolumeMount, corev1.Volume, bool) {
-	for _, m := range b.container().VolumeMounts {
+	return mount(b, b.container(), file)
+}
+
+func mount(b base, c corev1.Container, file string) (corev1.VolumeMount, corev1.Volume, bool) {
+	for _, m := range c.VolumeMounts {
 		if strings.HasPrefix(file, m.MountPath+"/") {
 			for _, v := range b.pod.Spec.Volumes {
 				if v.Name == m.Name {
@@ -216,20 +234,53 @@ func (b base) corefile(t *testing.T) string {
 	if len(args) != 2 || args[0] != "-conf" {
 		t.Fatalf("args: %v", args)
 	}
-	m, v, ok := b.mount(args[1])
-	if !ok || v.ConfigMap == nil {
-		t.Fatalf("%s is in no ConfigMap", args[1])
+	c, file := b.container(), args[1]
+	m, v, ok := mount(b, c, file)
+	if ok && v.EmptyDir != nil { // nodelocal-setup makes it
+		setup := b.pod.Spec.InitContainers[0]
+		for _, same := range b.pod.Spec.Containers[1:] {
+			if made, base := flagOf(same, "-corefile"), flagOf(same, "-basecorefile"); made != file || base != flagOf(setup, "-basecorefile") {
+				t.Errorf("%s makes %s of %s", same.Name, made, base)
+			}
+		}
+		if made := flagOf(setup, "-corefile"); made != file {
+			t.Errorf("%s makes %s", setup.Name, made)
+		}
+		if _, same, _ := mount(b, setup, file); same.Name != v.Name {
+			t.Errorf("%s makes it elsewhere", setup.Name)
+		}
+		c, file = setup, flagOf(setup, "-basecorefile")
+		m, v, ok = mount(b, c, file)
 	}
-	c := find[*corev1.ConfigMap](b, v.ConfigMap.Name)
-	if c == nil {
+	if !ok || v.ConfigMap == nil {
+		t.Fatalf("%s is in no ConfigMap", file)
+	}
+	config := find[*corev1.ConfigMap](b, v.ConfigMap.Name)
+	if config == nil {
 		t.Fatalf("no ConfigMap %s", v.ConfigMap.Name)
 	}
 	for _, item := range v.ConfigMap.Items {
-		if path.Join(m.MountPath, item.Path) == args[1] && c.Data[item.Key] != "" {
-			return c.Data[item.Key]
+		if path.Join(m.MountPath, item.Path) == file && config.Data[item.Key] != "" {
+			return places.Replace(config.Data[item.Key])
 		}
 	}
-	t.Fatalf("no key of %s is at %s", c.Name, args[1])
+	t.Fatalf("no key of %s is at %s", config.Name, file)
+	return ""
+}
+
+const stubDomain = "stub.example"
+
+// places are what nodelocal-setup puts into a Corefile, with one stub domain.
+var places = strings.NewReplacer("__PILLAR__LOCAL__DNS__", "169.254.20.10", "__PILLAR__UPSTREAM__SERVERS__", "/etc/resolv.conf",
+	"__PILLAR__STUB__DOMAIN__", stubDomain, "__PILLAR__STUB__SERVERS__", "192.0.2.1")
+
+// flagOf returns a flag's value in a container's command, -name=value.
+func flagOf(c corev1.Container, name string) string {
+	for _, word := range c.Command {
+		if value, found := strings.CutPrefix(word, name+"="); found {
+			return value
+		}
+	}
 	return ""
 }
 
@@ -268,7 +319,9 @@ func checkNames(t *testing.T, b base) {
 	}
 	var images []string
 	for _, c := range slices.Concat(b.pod.Spec.Containers, b.pod.Spec.InitContainers) {
-		images = append(images, c.Image)
+		if !slices.Contains(images, c.Image) {
+			images = append(images, c.Image)
+		}
 	}
 	if !slices.Equal(images, b.images) {
 		t.Errorf("images %v, and the kustomization names %v", images, b.images)
@@ -290,7 +343,7 @@ func checkServices(t *testing.T, b base, bases []base) {
 			}
 			selected++
 			for _, p := range s.Spec.Ports {
-				if !hasPort(other.container(), p.TargetPort.IntVal, p.Protocol) {
+				if !hasPort(other.ports(t), p.TargetPort.IntVal, p.Protocol) {
 					t.Errorf("%s: nothing listens on %v", s.Name, p)
 				}
 			}
@@ -301,10 +354,30 @@ func checkServices(t *testing.T, b base, bases []base) {
 	}
 }
 
-// hasPort tells whether a container declares a port; without a protocol, it is TCP.
-func hasPort(c corev1.Container, port int32, protocol corev1.Protocol) bool {
+// ports returns those that the container declares. On the host's network it declares none, as a second pod on the node could not
+// have them; there they are those of the Corefile.
+func (b base) ports(t *testing.T) []corev1.ContainerPort {
+	t.Helper()
+	declared := b.container().Ports
+	if !b.pod.Spec.HostNetwork {
+		return declared
+	}
+	if len(declared) > 0 {
+		t.Errorf("on the host's network, %v keep a second pod from the node", declared)
+	}
+	metrics, err := strconv.ParseInt(b.pod.Annotations["prometheus.io/port"], 10, 32)
+	if err != nil {
+		t.Error(err)
+	}
+	return []corev1.ContainerPort{
+		{ContainerPort: 53, Protocol: corev1.ProtocolUDP}, {ContainerPort: 53, Protocol: corev1.ProtocolTCP}, {Name: "metrics", ContainerPort: int32(metrics)},
+	}
+}
+
+// hasPort tells whether a port is among others; without a protocol, it is TCP.
+func hasPort(ports []corev1.ContainerPort, port int32, protocol corev1.Protocol) bool {
 	tcp := func(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
-	return slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool {
+	return slices.ContainsFunc(ports, func(p corev1.ContainerPort) bool {
 		return p.ContainerPort == port && (p.Protocol == protocol || tcp(p.Protocol) && tcp(protocol))
 	})
 }
@@ -336,11 +409,11 @@ func checkVolumes(t *testing.T, b base) {
 // checkPorts compares where the Corefile listens with what the pod says about it.
 func checkPorts(t *testing.T, b base, blocks []serverBlock) {
 	t.Helper()
-	c := b.container()
+	c, declared := b.container(), b.ports(t)
 	probes := map[string]*corev1.Probe{"health": c.LivenessProbe, "ready": c.ReadinessProbe}
 	for _, block := range blocks {
-		if _, port := splitKey(block.key); port != "53" || !hasPort(c, 53, corev1.ProtocolUDP) || !hasPort(c, 53, corev1.ProtocolTCP) {
-			t.Errorf("%s: not the ports %v", block.key, c.Ports)
+		if _, port := splitKey(block.key); port != "53" || !hasPort(declared, 53, corev1.ProtocolUDP) || !hasPort(declared, 53, corev1.ProtocolTCP) {
+			t.Errorf("%s: not the ports %v", block.key, declared)
 		}
 		for _, plugin := range []string{"health", "ready", "prometheus"} {
 			args, found := block.line(plugin)
@@ -355,10 +428,10 @@ func checkPorts(t *testing.T, b base, blocks []serverBlock) {
 				}
 			}
 			if plugin == "prometheus" {
-				if !slices.ContainsFunc(c.Ports, func(p corev1.ContainerPort) bool {
+				if !slices.ContainsFunc(declared, func(p corev1.ContainerPort) bool {
 					return p.Name == "metrics" && fmt.Sprint(p.ContainerPort) == port
 				}) {
-					t.Errorf("%s: metrics on %s, ports are %v", block.key, port, c.Ports)
+					t.Errorf("%s: metrics on %s, ports are %v", block.key, port, declared)
 				}
 				continue
 			}
@@ -370,7 +443,7 @@ func checkPorts(t *testing.T, b base, blocks []serverBlock) {
 			}
 			get := probe.HTTPGet
 			number := get.Port.String()
-			for _, p := range c.Ports {
+			for _, p := range declared {
 				if p.Name == number {
 					number = fmt.Sprint(p.ContainerPort)
 				}
@@ -411,8 +484,9 @@ func checkMemory(t *testing.T, b base, blocks []serverBlock) {
 	if request := c.Resources.Requests.Memory().Value(); request < bytes || request > c.Resources.Limits.Memory().Value() {
 		t.Errorf("request of %d MB, caches of %d MB", request/mebibyte, bytes/mebibyte)
 	}
-	for _, v := range b.pod.Spec.Volumes {
-		if v.EmptyDir != nil && v.EmptyDir.SizeLimit.Value() < 2*bytes {
+	for _, block := range blocks {
+		args, _ := block.line("cache_file_path")
+		if _, v, _ := b.mount(args[0]); v.EmptyDir != nil && v.EmptyDir.SizeLimit.Value() < 2*bytes {
 			t.Errorf("%s of %v, caches of %d MB", v.Name, v.EmptyDir.SizeLimit, bytes/mebibyte)
 		}
 	}
@@ -450,6 +524,9 @@ func checkSnapshots(t *testing.T, b base, blocks []serverBlock) {
 			t.Errorf("%s and %s write to %s", owner[file], block.key, file)
 		}
 		owner[file] = block.key
+		if path.Base(file) == stubDomain {
+			t.Errorf("%s: a stub domain may be named as another block's snapshot", file)
+		}
 		m, v, ok := b.mount(file)
 		if !ok || m.ReadOnly || path.Dir(file) != m.MountPath || v.EmptyDir == nil && v.HostPath == nil {
 			t.Errorf("%s: nothing to write to is mounted at %s", block.key, path.Dir(file))
@@ -461,14 +538,41 @@ func checkSnapshots(t *testing.T, b base, blocks []serverBlock) {
 	}
 }
 
+// checkControl wants each block to be behind the socket where optcachectl looks for it, in a folder that the server can make
+// for itself, or that the image has.
+func checkControl(t *testing.T, b base, blocks []serverBlock) {
+	t.Helper()
+	const socket = "/run/optcache/control.sock"
+	for _, block := range blocks {
+		if args, _ := block.line("control"); !slices.Equal(args, []string{"unix://" + socket}) {
+			t.Errorf("%s: control %q", block.key, args)
+		}
+	}
+	m, v, ok := b.mount(socket)
+	empty := m.MountPath == path.Dir(path.Dir(socket)) && v.EmptyDir != nil
+	// On the node, each pod has its own, which it is given.
+	own := m.MountPath == path.Dir(socket) && v.HostPath != nil && m.SubPathExpr == "$(POD_NAME)" && b.givesAway(t, m)
+	if !ok || m.ReadOnly || !empty && !own {
+		t.Errorf("at %s, there is neither an empty volume nor a folder of the pod's", path.Dir(path.Dir(socket)))
+	}
+	if docs := readFile(t, filepath.Join(root, "docs", "control.md")); !strings.Contains(docs, "it is `unix://"+socket+"`") {
+		t.Errorf("optcachectl looks elsewhere than at %s", socket)
+	}
+	if dockerfile := readFile(t, filepath.Join(root, "deploy", "Dockerfile")); !strings.Contains(dockerfile, "\nCOPY --chown="+imageUser(t)+" run /run\n") {
+		t.Error("the folder in the image is not its user's")
+	}
+}
+
 // givesAway tells whether an init container makes the image's user the owner of a mount.
 func (b base) givesAway(t *testing.T, m corev1.VolumeMount) bool {
 	t.Helper()
-	chown := "chown " + imageUser(t) + " " + m.MountPath + "\n"
+	folder := path.Join(m.MountPath, strings.NewReplacer("(", "", ")", "").Replace(m.SubPathExpr))
 	for _, c := range b.pod.Spec.InitContainers {
 		for _, same := range c.VolumeMounts {
-			if same.Name == m.Name && same.MountPath == m.MountPath && strings.Contains(strings.Join(c.Command, " "), chown) {
-				return true
+			folders := strings.NewReplacer("(", "", ")", "").Replace(flagOf(c, "-folders"))
+			if same.Name == m.Name && same.MountPath == m.MountPath && slices.Contains(strings.Split(folders, ","), folder) {
+				owner := flagOf(c, "-owner")
+				return owner == imageUser(t) || owner == "" && imageUser(t) == "65532:65532" // as nodelocal-setup has it by itself
 			}
 		}
 	}
@@ -486,6 +590,67 @@ func checkRights(t *testing.T, b base) {
 		!slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}) ||
 		!slices.Equal(c.Capabilities.Add, []corev1.Capability{"NET_BIND_SERVICE"}) {
 		t.Errorf("too many rights, or too few: %v", c)
+	}
+	// What changes the node's network is root, and has no other right than what that takes.
+	for _, other := range slices.Concat(b.pod.Spec.InitContainers, b.pod.Spec.Containers[1:]) {
+		s, want := other.SecurityContext, []corev1.Capability{"NET_ADMIN"}
+		switch {
+		case other.Command[0] != "nodelocal-setup":
+			want = nil
+		case flagOf(other, "-folders") != "":
+			want = append(want, "CHOWN")
+		}
+		if !*s.ReadOnlyRootFilesystem || *s.AllowPrivilegeEscalation || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || !slices.Equal(s.Capabilities.Add, want) {
+			t.Errorf("%s: too many rights, or too few: %v", other.Name, s)
+		}
+	}
+}
+
+// checkRollout wants a new pod to come before an old one goes. What serves on the node's network shares it meanwhile, so it needs a
+// probe that only this pod can answer.
+func checkRollout(t *testing.T, b base) {
+	t.Helper()
+	for _, o := range b.objects {
+		switch o := o.(type) {
+		case *appsv1.Deployment:
+			if r := o.Spec.Strategy.RollingUpdate; r == nil || r.MaxUnavailable.String() != "0" || r.MaxSurge == nil || o.Spec.MinReadySeconds < 1 {
+				t.Errorf("%s may have fewer pods than replicas: %v", o.Name, o.Spec.Strategy)
+			}
+		case *appsv1.DaemonSet:
+			if r := o.Spec.UpdateStrategy.RollingUpdate; r == nil || r.MaxUnavailable.String() != "0" || r.MaxSurge == nil || o.Spec.MinReadySeconds < 1 {
+				t.Errorf("%s leaves nodes without a pod: %v", o.Name, o.Spec.UpdateStrategy)
+			}
+		}
+	}
+	if b.pod.Spec.HostNetwork {
+		checkSetup(t, b)
+	}
+	if p := b.container().StartupProbe; b.pod.Spec.HostNetwork && (p == nil || p.Exec == nil) {
+		t.Error("no startup probe that tells this pod from another one on the node")
+	}
+}
+
+// checkSetup wants the init container and the one that keeps watch to do the same, and both to know when the cache is ready and which
+// of two pods is the last one on the node.
+func checkSetup(t *testing.T, b base) {
+	t.Helper()
+	setups := []corev1.Container{b.pod.Spec.InitContainers[0], b.pod.Spec.Containers[1]}
+	for _, name := range []string{"-localip", "-ready", "-lock", "-basecorefile", "-corefile"} {
+		if a, b := flagOf(setups[0], name), flagOf(setups[1], name); a != b || a == "" {
+			t.Errorf("%s is %q at the start, and %q then", name, a, b)
+		}
+	}
+	probe := b.container().ReadinessProbe.HTTPGet
+	if url := fmt.Sprintf("http://%s:%s%s", probe.Host, probe.Port.String(), probe.Path); flagOf(setups[0], "-ready") != url {
+		t.Errorf("ready at %s, and the probe is %s", flagOf(setups[0], "-ready"), url)
+	}
+	for _, c := range setups {
+		if _, v, ok := mount(b, c, flagOf(c, "-lock")); !ok || v.HostPath == nil {
+			t.Errorf("%s: the lock is not the node's", c.Name)
+		}
+		if m, v, ok := mount(b, c, "/etc/kube-dns/stubDomains"); !ok || !m.ReadOnly || v.ConfigMap == nil || v.ConfigMap.Name != "kube-dns" || !*v.ConfigMap.Optional {
+			t.Errorf("%s: the ConfigMap kube-dns is not there", c.Name)
+		}
 	}
 }
 

@@ -69,11 +69,24 @@ func TestTransportsShareAnswers(t *testing.T) {
 	}
 }
 
-// DO and CD are parts of the key; EDNS and its size, AD and the letters of the name are not.
-func TestWhatIsAskedAnew(t *testing.T) {
+// eachPath runs a test with all queries through the chain, and with hits over UDP by the fast path. cache is the line of the
+// cache.
+func eachPath(t *testing.T, test func(t *testing.T, cache string)) {
 	t.Parallel()
+	for _, mode := range []string{"off", "auto"} {
+		t.Run("fastpath "+mode, func(t *testing.T) {
+			t.Parallel()
+			test(t, "optcache {\n\t\tfastpath "+mode+"\n\t}")
+		})
+	}
+}
+
+// DO and CD are parts of the key; EDNS and its size, AD and the letters of the name are not.
+func TestWhatIsAskedAnew(t *testing.T) { eachPath(t, testWhatIsAskedAnew) }
+
+func testWhatIsAskedAnew(t *testing.T, cache string) {
 	u := newUpstream(t)
-	s := start(t, block("dns", u.addr, "optcache"))
+	s := start(t, block("dns", u.addr, cache))
 	send := overUDP(s.addr("dns"))
 	signed := func(change func(*dns.Msg)) *dns.Msg {
 		q := query("signed.example.org.", dns.TypeA)
@@ -114,10 +127,11 @@ func TestWhatIsAskedAnew(t *testing.T) {
 }
 
 // Denials and failures are kept, an answer that says nothing about the name is not.
-func TestDenialsAndFailures(t *testing.T) {
-	t.Parallel()
+func TestDenialsAndFailures(t *testing.T) { eachPath(t, testDenialsAndFailures) }
+
+func testDenialsAndFailures(t *testing.T, cache string) {
 	u := newUpstream(t)
-	s := start(t, block("dns", u.addr, "optcache"))
+	s := start(t, block("dns", u.addr, cache))
 	send := overUDP(s.addr("dns"))
 	for _, c := range []struct {
 		name  string
@@ -148,10 +162,11 @@ func TestDenialsAndFailures(t *testing.T) {
 }
 
 // An answer that came by TCP is cut to what a client takes by UDP, and is whole by TCP.
-func TestTruncation(t *testing.T) {
-	t.Parallel()
+func TestTruncation(t *testing.T) { eachPath(t, testTruncation) }
+
+func testTruncation(t *testing.T, cache string) {
 	u := newUpstream(t)
-	s := start(t, block("dns", u.addr, "optcache"))
+	s := start(t, block("dns", u.addr, cache))
 	q := query("big.example.org.", dns.TypeTXT)
 	whole := ask(t, overTCP(s.addr("dns")), q)
 	if len(whole.Answer) != 16 || whole.Truncated {
@@ -185,7 +200,7 @@ func TestTruncation(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t)
-	s := start(t, block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache"))
+	s := start(t, block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache {\nfastpath off\n}"))
 	send, metrics := overUDP(s.addr("dns")), s.addr("metrics")
 	expect := func(want float64, metric string, labels ...string) {
 		t.Helper()
@@ -234,11 +249,11 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// A plugin that changes messages gets messages: loadbalance turns the records of hits.
+// Behind loadbalance, the records of hits change places, and need no message for it.
 func TestKubeadmChainRotates(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t)
-	s := start(t, block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "loadbalance", "loop", "reload", "optcache 30"))
+	s := start(t, block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "loadbalance", "loop", "reload", "optcache 30 {\nfastpath off\n}"))
 	send := overUDP(s.addr("dns"))
 	orders := map[string]int{}
 	const hits = 60 // that one of six records is always the first has a chance of 6⁻⁵⁹
@@ -255,8 +270,8 @@ func TestKubeadmChainRotates(t *testing.T) {
 	if n := u.count("many.example.org.", dns.TypeA); n != 1 {
 		t.Errorf("upstream was asked %d times", n)
 	}
-	if n := sum(t, s.addr("metrics"), "coredns_optcache_sent_total", `way="message"`, `reason="plugin"`); n != hits {
-		t.Errorf("%v of %d hits went as a message", n, hits)
+	if n := sum(t, s.addr("metrics"), "coredns_optcache_sent_total", `way="bytes"`); n != hits {
+		t.Errorf("%v of %d hits went as bytes", n, hits)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -44,52 +43,26 @@ func waitForWorkers(t testing.TB, s *server) {
 	})
 }
 
-// The Corefiles of a cluster serve by the fast path when they are told to, each of their blocks.
-func TestFastPathInKubernetes(t *testing.T) {
-	t.Parallel()
-	line := regexp.MustCompile(`(?m)^([ \t]*optcache\b[^{\n]*?)[ \t]*(\{?)$`)
-	for name, blocks := range map[string]int{"Corefile.kubeadm": 1, "Corefile.nodelocaldns": 4} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			u := newUpstream(t)
-			text := line.ReplaceAllStringFunc(readFile(t, filepath.Join(root, "examples", name)), func(l string) string {
-				m := line.FindStringSubmatch(l)
-				if m[2] == "" {
-					return m[1] + " {\n fastpath\n }"
-				}
-				return l + "\n fastpath"
-			})
-			c := local(t, text, u.addr)
-			if len(c.blocks) != blocks || strings.Count(c.text, "fastpath") != blocks {
-				t.Fatalf("%d blocks:\n%s", len(c.blocks), c.text)
-			}
-			s := start(t, c.text)
-			s.ports["metrics"] = s.ports[c.metrics]
-			waitForWorkers(t, s)
-			for _, b := range c.blocks {
-				askFast(t, s, b.port, b.name, 4, 4)
-			}
-		})
-	}
-}
-
 // fastHits is how many queries the fast path has answered.
 func fastHits(t testing.TB, s *server) float64 {
 	t.Helper()
 	return sum(t, s.addr("metrics"), "coredns_optcache_fastpath_hits_total")
 }
 
-// askFast asks five times for a name, and waits for the fast hits to be counted, of which there must be least to most: a
-// worker sends first, and counts then.
-func askFast(t testing.TB, s *server, port, name string, least, most float64) {
+// askFast asks for a name until the fast path answers it: CoreDNS does not wait for its servers to begin, and where there are
+// several, one may have its workers later than the others. A worker sends first, and counts then.
+func askFast(t testing.TB, s *server, port, name string) {
 	t.Helper()
-	before := fastHits(t, s)
-	for range 5 {
-		ask(t, overUDP(s.addr(port)), query(name, dns.TypeA))
-	}
+	const asked = 4
+	ask(t, overUDP(s.addr(port)), query(name, dns.TypeA)) // is a miss, unless it is there
 	eventually(t, func() error {
-		if n := fastHits(t, s) - before; n < least || n > most {
-			return fmt.Errorf("%s: five queries, %v fast hits", name, n)
+		before := fastHits(t, s)
+		for range asked {
+			ask(t, overUDP(s.addr(port)), query(name, dns.TypeA))
+		}
+		time.Sleep(pollEvery)
+		if n := fastHits(t, s) - before; n != asked {
+			return fmt.Errorf("%s: %d queries, %v fast hits", name, asked, n)
 		}
 		return nil
 	})
@@ -141,7 +114,7 @@ func TestFastPathRoutesByZone(t *testing.T) {
 	u := newUpstream(t)
 	text := fastBlock("dns", u.addr, "2", "prometheus 127.0.0.1:${metrics}") +
 		strings.Replace(fastBlock("dns", u.addr, "1", "prometheus 127.0.0.1:${metrics}"), ".:${dns}", "fast.example.org:${dns} example.net:${dns} FAST2.example.org:${dns}", 1) +
-		strings.Replace(block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache"), ".:", "slow.example.org:", 1)
+		strings.Replace(block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache {\nfastpath off\n}"), ".:", "slow.example.org:", 1)
 	s := startFast(t, text)
 	send := overUDP(s.addr("dns"))
 	for name, fast := range map[string]bool{
@@ -164,6 +137,55 @@ func TestFastPathRoutesByZone(t *testing.T) {
 	}
 	if n := sum(t, s.addr("metrics"), "coredns_optcache_fastpath_workers"); n != 2 {
 		t.Errorf("%v workers, want the most that a block asks for", n)
+	}
+}
+
+// Views on one address: each client gets the answers of its view from the fast path, as from cache.
+func TestFastPathRoutesByView(t *testing.T) {
+	t.Parallel()
+	var upstreams [3]*upstream
+	var text string
+	options := map[string]string{"optcache": " {\n\t\tede off\n\t\tfastpath on 1\n\t}", "cache": ""}
+	for i, view := range []string{"incidr(client_ip(), '127.0.0.2/32')", "name() startsWith 'www' && type() == 'A'", ""} {
+		upstreams[i] = newUpstream(t)
+		var plugins []string
+		if view != "" {
+			plugins = append(plugins, fmt.Sprintf("view v%d {\n\texpr %s\n}", i, view))
+		}
+		for _, name := range both {
+			text += block(name, upstreams[i].addr, append(plugins, "prometheus 127.0.0.1:${metrics}", name+options[name])...)
+		}
+	}
+	p := pair{start(t, text), nil}
+	waitForWorkers(t, p.server)
+	const rounds = 5 // of compare
+	for _, c := range []struct {
+		client, name string
+		view         int
+	}{{"127.0.0.2", "www.example.org.", 0}, {"127.0.0.3", "www.example.org.", 1}, {"127.0.0.3", "host.example.org.", 2}} {
+		before := fastHits(t, p.server)
+		compare(t, p, query(c.name, dns.TypeA), func(addr string) exchanger { return from(c.client, addr) })
+		eventually(t, func() error {
+			if n := fastHits(t, p.server) - before; n != rounds-1 {
+				return fmt.Errorf("%v: %v fast hits", c, n)
+			}
+			return nil
+		})
+		if n := upstreams[c.view].count(c.name, dns.TypeA); n != len(both) {
+			t.Errorf("%v: the upstream of the view was asked %d times", c, n)
+		}
+		label := fmt.Sprintf(`view="v%d"`, c.view)
+		if c.view == 2 {
+			label = `view=""`
+		}
+		eventually(t, func() error {
+			ours := sum(t, p.addr("metrics"), "coredns_dns_requests_total", `server="dns://`+p.addr("optcache")+`"`, label)
+			theirs := sum(t, p.addr("metrics"), "coredns_dns_requests_total", `server="dns://`+p.addr("cache")+`"`, label)
+			if ours != theirs || ours != rounds {
+				return fmt.Errorf("%s: %v requests of optcache, %v of cache", label, ours, theirs)
+			}
+			return nil
+		})
 	}
 }
 
@@ -200,19 +222,17 @@ func TestFastPathRefuses(t *testing.T) {
 	t.Parallel()
 	another := "example.org:0 {\nbind 127.0.0.1\n%s\nwhoami\n}\n"
 	for name, c := range map[string]struct{ key, plugins, want, more string }{
-		"acl":                   {".", "acl {\n\tallow\n}", "acl", ""},
-		"log":                   {".", "log", "log", ""},
-		"dnstap":                {".", "dnstap /tmp/no.sock", "dnstap", ""},
-		"dns64":                 {".", "dns64", "dns64", ""},
-		"view":                  {".", "view v {\n\texpr true\n}", "view", ""},
-		"tsig":                  {".", "tsig {\n\tsecret key.example.org. c2VjcmV0\n}", "tsig", ""},
+		"rewrite of options":    {".", "rewrite edns0 local set 0xffee abcd", "rewrite", ""},
+		"autopath":              {".", "autopath /dev/null", "autopath", ""},
+		"dnstap with metadata":  {".", "dnstap /tmp/no.sock {\n\textra {/optcache/status}\n}", "dnstap", ""},
+		"view by metadata":      {".", "view v {\n\texpr metadata('a/b') == 'c'\n}", "metadata in an expression of view v", ""},
 		"loadbalance":           {".", "loadbalance {\n\tprefer 192.0.2.0/24\n}", "loadbalance", ""},
 		"proxyproto":            {".", "proxyproto", "proxyproto", ""},
 		"another protocol":      {"grpc://.", "", "grpc", ""},
 		"shed":                  {".", "shed", "shed", ""},
 		"shed in another block": {".", "", "shed, which server block example.org.:0", fmt.Sprintf(another, "shed")},
 		"shed by another key":   {"example.net:5399 example.com", "", "shed, which server block example.org.:0", fmt.Sprintf(another, "shed")},
-		"TLS by another key":    {"example.net:0 tls://example.com", "", "tls", ""},
+		"DoH by another key":    {"example.net:0 https://example.com", "", "https", ""},
 		"proxyproto in another": {".", "", "proxyproto, which server block example.org.:0", fmt.Sprintf(another, "proxyproto")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -244,7 +264,7 @@ func TestFastPathReloads(t *testing.T) {
 	good := func(options string) string {
 		return fastBlock("dns", u.addr, options, "prometheus 127.0.0.1:${metrics}")
 	}
-	slow := block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache")
+	slow := block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "optcache {\nfastpath off\n}")
 	sockets := func(n int, text string) string { // of CoreDNS's own
 		return strings.Replace(text, "errors", fmt.Sprintf("errors\n\tmultisocket %d", n), 1)
 	}
@@ -285,7 +305,7 @@ func TestFastPathReloads(t *testing.T) {
 	}
 	t.Logf("%d queries were answered during %d reloads", answered, rounds*len(variants))
 	waitForWorkers(t, s) // CoreDNS does not wait for its servers to begin
-	askFast(t, s, "dns", "www0.example.org.", 4, 5)
+	askFast(t, s, "dns", "www0.example.org.")
 	eventually(t, func() error {
 		if n := sum(t, s.addr("metrics"), "go_goroutines"); n > idle+10 {
 			return fmt.Errorf("%v goroutines, %v before", n, idle)
@@ -316,7 +336,7 @@ func TestFastPathWithTheReloadPlugin(t *testing.T) {
 			return nil
 		})
 		waitForWorkers(t, s)
-		askFast(t, s, "dns", "www.example.org.", 4, 5)
+		askFast(t, s, "dns", "www.example.org.")
 	}
 }
 
@@ -400,13 +420,24 @@ func TestFastPathUnderAFloodOfMisses(t *testing.T) {
 			}
 		})
 	}
-	worst := time.Duration(0)
+	// The kernel drops what comes while a socket is full, hits among it. A client asks again then.
+	worst, again := time.Duration(0), 0
 	for range 200 {
 		start := time.Now()
-		ask(t, send, query("www.example.org.", dns.TypeA))
-		worst = max(worst, time.Since(start))
+		ask(t, func(m *dns.Msg) (*dns.Msg, int, error) {
+			reply, n, err := send(m)
+			if err != nil {
+				again++
+				return send(m)
+			}
+			worst = max(worst, time.Since(start))
+			return reply, n, nil
+		}, query("www.example.org.", dns.TypeA))
 	}
 	clients.Wait()
+	if again > 10 {
+		t.Errorf("%d of 200 hits were lost", again)
+	}
 	dropped := sum(t, s.addr("metrics"), "coredns_optcache_fastpath_dropped_total")
 	received := sum(t, s.addr("metrics"), "coredns_optcache_fastpath_packets_total")
 	waiting := sum(t, s.addr("metrics"), "coredns_optcache_coalesce_waiting")

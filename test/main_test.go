@@ -54,3 +54,28 @@ func binary(dir string) (string, error) {
 	}
 	return path, nil
 }
+
+// fromEnv returns what an environment variable says, as parse reads it. If the variable is empty, fromEnv returns otherwise, and
+// given is false. Targets of the Makefile make tests longer by such variables.
+func fromEnv[T any](t testing.TB, variable string, otherwise T, parse func(string) (T, error)) (v T, given bool) {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return otherwise, false
+	}
+	v, err := parse(text)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return v, true
+}
+
+// needs skips a test where a tool is not installed.
+func needs(t *testing.T, tools ...string) {
+	t.Helper()
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is not installed", tool)
+		}
+	}
+}

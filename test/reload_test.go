@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/test/child"
 )
 
 // What the log says in the end of a reload.
@@ -29,6 +31,18 @@ func (s *server) signal(sig os.Signal) {
 	s.t.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// terminate asks the server to end, and waits until it has.
+func (s *server) terminate() {
+	s.t.Helper()
+	s.stopped = true
+	s.signal(syscall.SIGTERM)
+	select {
+	case <-s.exited:
+	case <-time.After(patience):
+		s.t.Fatal("does not end")
 	}
 }
 
@@ -52,6 +66,11 @@ func steady(t *testing.T, s *server, q *dns.Msg) (stop func() (answered int64)) 
 	var wg sync.WaitGroup
 	var answered atomic.Int64
 	done := make(chan struct{})
+	end := sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
+	t.Cleanup(end) // a test that fails early does not stop it, and nothing may use t after that
 	send := overUDP(s.addr("dns"))
 	wg.Go(func() {
 		for {
@@ -80,8 +99,7 @@ func steady(t *testing.T, s *server, q *dns.Msg) (stop func() (answered int64)) 
 		return nil
 	})
 	return func() int64 {
-		close(done)
-		wg.Wait()
+		end()
 		return answered.Load()
 	}
 }
@@ -122,7 +140,7 @@ func TestReload(t *testing.T) {
 	}
 	t.Logf("%d queries were answered during %d reloads", stop(), warmUp+rounds)
 	// The old instance's memory goes when its last request has gone.
-	eventually(t, func() error {
+	collected(t, s, func() error {
 		after := readMemory(t, s)
 		switch {
 		case after.mappings > before.mappings+rounds:
@@ -178,11 +196,7 @@ func TestFailedReload(t *testing.T) {
 	// The memory of an instance whose start failed goes with a later collection, and the server holds on to the last
 	// one or two.
 	const held = 3
-	send := overUDP(s.addr("dns"))
-	eventually(t, func() error {
-		for range 500 { // makes garbage
-			ask(t, send, query("www.example.org.", dns.TypeA))
-		}
+	collected(t, s, func() error {
 		if after := readMemory(t, s); after.virtual > before.virtual+held*instance {
 			return fmt.Errorf("%d bytes mapped before %d failed reloads, %d after; an instance takes %d", before.virtual, rounds, after.virtual, instance)
 		}
@@ -191,7 +205,7 @@ func TestFailedReload(t *testing.T) {
 
 	s.write(good)
 	s.reload(reloaded)
-	ask(t, send, query("www.example.org.", dns.TypeA))
+	ask(t, overUDP(s.addr("dns")), query("www.example.org.", dns.TypeA))
 	if n := u.count("www.example.org.", dns.TypeA); n != 1 {
 		t.Errorf("after a reload that went well, upstream was asked %d times: the answer was in the cache", n)
 	}
@@ -228,13 +242,7 @@ func TestSIGTERM(t *testing.T) {
 		}
 	})
 
-	s.stopped = true
-	s.signal(syscall.SIGTERM)
-	select {
-	case <-s.exited:
-	case <-time.After(patience):
-		t.Fatal("does not end")
-	}
+	s.terminate()
 	if code := s.cmd.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit status %d", code)
 	}
@@ -249,7 +257,7 @@ func TestLameduck(t *testing.T) {
 			t.Parallel()
 			u := newUpstream(t)
 			path := filepath.Join(t.TempDir(), "answers")
-			s := start(t, block("dns", u.addr, "health 127.0.0.1:${health} {\n\t\tlameduck 2s\n\t}", "optcache {\n\t\tcache_file_path "+path+fast+"\n\t}"))
+			s := start(t, block("dns", u.addr, "health 127.0.0.1:${health} {\n\t\tlameduck 10s\n\t}", "optcache {\n\t\tcache_file_path "+path+fast+"\n\t}"))
 			send := overUDP(s.addr("dns"))
 			ask(t, send, query("www.example.org.", dns.TypeA))
 			s.stopped = true
@@ -272,6 +280,18 @@ func TestLameduck(t *testing.T) {
 			}
 		})
 	}
+}
+
+// collected is eventually, for what only a collection of the server's garbage brings about. It scrapes the server between
+// the checks: a server that is idle, or answers from its cache only, makes no garbage, and collects none for two minutes.
+func collected(t testing.TB, s *server, check func() error) {
+	t.Helper()
+	eventually(t, func() error {
+		for range 50 {
+			sum(t, s.addr("metrics"), "coredns_optcache_entries")
+		}
+		return check()
+	})
 }
 
 // memory is what the system says about a process, in bytes.
@@ -410,10 +430,7 @@ type loading struct {
 // load has dnsperf ask for names. It skips the test where there is none.
 func load(t *testing.T, s *server, names int) *loading {
 	t.Helper()
-	dnsperf, err := exec.LookPath("dnsperf")
-	if err != nil {
-		t.Skip("no dnsperf here")
-	}
+	needs(t, "dnsperf")
 	file := filepath.Join(t.TempDir(), "queries")
 	var lines strings.Builder
 	for i := range names {
@@ -424,11 +441,10 @@ func load(t *testing.T, s *server, names int) *loading {
 	}
 	// At a rate that leaves the machine time for everything else, and never more on their way than a socket's buffer has
 	// room for: what is lost is not lost for want of that.
-	cmd := exec.Command(dnsperf, "-s", "127.0.0.1", "-p", s.ports["dns"], "-d", file, "-c", "4", "-T", "1", "-Q", "3000", "-q", "100", "-t", "20", "-l", "3")
-	cmd.SysProcAttr = diesWithUs
+	cmd := exec.Command("dnsperf", "-s", "127.0.0.1", "-p", s.ports["dns"], "-d", file, "-c", "4", "-T", "1", "-Q", "3000", "-q", "100", "-t", "20", "-l", "3")
 	l := &loading{t: t, exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &l.out, &l.out
-	if err := cmd.Start(); err != nil {
+	if err := child.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {

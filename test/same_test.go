@@ -1,6 +1,8 @@
 package test
 
 import (
+	"bytes"
+	"crypto/tls"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/dnstap/golang-dnstap"
+	dnstap "github.com/dnstap/golang-dnstap"
 	"github.com/miekg/dns"
 )
 
@@ -27,11 +29,15 @@ type pair struct {
 // both are the names of the two ports.
 var both = []string{"optcache", "cache"}
 
-// startPair starts a block for either. The word BOTH in a plugin's line becomes its name. The options are
-// those of optcache.
+// startPair starts a block for either, which also serves TLS, on the port with tls behind its name. The word BOTH in a plugin's line becomes its name. The options are
+// those of optcache, which has no fast path unless they say so.
 func startPair(t testing.TB, options string, plugins ...string) pair {
 	t.Helper()
+	if !strings.Contains(options, "fastpath") {
+		options += "\n\t\tfastpath off"
+	}
 	u := newUpstream(t)
+	cert, key, _ := certificate(t)
 	var text strings.Builder
 	for _, name := range both {
 		cache := name
@@ -39,6 +45,9 @@ func startPair(t testing.TB, options string, plugins ...string) pair {
 			cache += " {\n\t\tede off\n\t\t" + options + "\n\t}" // cache explains nothing
 		}
 		b := block(name, u.addr, append(plugins, cache)...)
+		if !slices.Contains(plugins, "shed") { // which is for plain DNS only
+			b = strings.Replace(b, "{\n", "tls://.:${"+name+"tls} {\n\ttls "+cert+" "+key+"\n", 1)
+		}
 		text.WriteString(strings.ReplaceAll(b, "BOTH", name))
 	}
 	return pair{start(t, text.String()), u}
@@ -83,7 +92,8 @@ func questions() []*dns.Msg {
 }
 
 // unlike says in what two replies differ, their order of records aside, or is empty. TTLs count
-// down while the test runs.
+// down while the test runs. In cache's reply, names that are the qname may have another client's letters; in
+// optcache's they may not.
 func unlike(ours, theirs *dns.Msg) string {
 	const seconds = 3
 	text := func(m *dns.Msg) string {
@@ -99,6 +109,12 @@ func unlike(ours, theirs *dns.Msg) string {
 			sort.Slice(*section, func(i, k int) bool { return (*section)[i].String() < (*section)[k].String() })
 		}
 		return m.String()
+	}
+	theirs = theirs.Copy()
+	for _, rr := range slices.Concat(theirs.Answer, theirs.Ns, theirs.Extra) {
+		if len(theirs.Question) == 1 && strings.EqualFold(rr.Header().Name, theirs.Question[0].Name) {
+			rr.Header().Name = theirs.Question[0].Name
+		}
 	}
 	a, b := text(ours), text(theirs)
 	switch {
@@ -118,6 +134,12 @@ func unlike(ours, theirs *dns.Msg) string {
 // compare asks both the same several times, from the miss to the hot tier.
 func compare(t *testing.T, p pair, q *dns.Msg, client func(addr string) exchanger) {
 	t.Helper()
+	compareBy(t, q, func(name string) exchanger { return client(p.addr(name)) })
+}
+
+// compareBy is compare with clients by name.
+func compareBy(t *testing.T, q *dns.Msg, client func(name string) exchanger) {
+	t.Helper()
 	for try := range 5 {
 		var replies [2]*dns.Msg
 		var sizes [2]int
@@ -127,7 +149,7 @@ func compare(t *testing.T, p pair, q *dns.Msg, client func(addr string) exchange
 			if t := m.IsTsig(); t != nil {
 				t.OrigId = m.Id
 			}
-			reply, n, err := client(p.addr(name))(m)
+			reply, n, err := client(name)(m)
 			if err != nil {
 				t.Fatalf("%s, try %d at %s: %v", q.Question[0].String(), try, name, err)
 			}
@@ -197,16 +219,33 @@ func TestSameAsCacheBehind(t *testing.T) {
 		{name: "nothing, fast", options: "fastpath", also: []*dns.Msg{nsid, cookie, subnet, two}},
 		{name: "neutral, fast", options: "fastpath 1", plugins: []string{"metadata", "cancel", "bufsize 1100", "nsid", "prometheus 127.0.0.1:${metrics}", "local", "any", "chaos one two"},
 			also: []*dns.Msg{nsid, cookie, subnet, chaos, query("localhost.", dns.TypeA), query("x.localhost.", dns.TypeAAAA), query("localhost.example.org.", dns.TypeA)}},
-		{name: "kubeadm, fast", options: "fastpath", plugins: []string{"prometheus 127.0.0.1:${metrics}", "loop", "reload", "loadbalance"}},
+		{name: "log of errors, fast", options: "fastpath on", plugins: []string{"log . {\n\tclass error\n}"}},
+		{name: "rules, fast", options: "fastpath on", plugins: []string{"log . {\n\tclass denial error\n}", "acl {\n\tblock type TXT\n\tallow net 127.0.0.0/8\n\tblock\n}",
+			"rewrite name suffix .alias.test .example.org answer auto", "rewrite ttl exact signed.example.org 7-9", "dns64 {\n\tprefix 64:ff9b::/96\n}"},
+			also: []*dns.Msg{query("www.alias.test.", dns.TypeA), query("many.example.org.", dns.TypeAAAA)}},
+		{name: "view, fast", options: "fastpath on", plugins: []string{"view some {\n\texpr incidr(client_ip(), '127.0.0.0/8') && not (name() startsWith 'big' && type() == 'TXT')\n\texpr proto() == 'udp' || do() || server_ip() == '127.0.0.1'\n}"}},
+		{name: "tsig, fast", options: "fastpath on", plugins: []string{"tsig {\n\tsecret " + key + " " + secret + "\n\trequire TXT\n}"},
+			also: []*dns.Msg{signed, signedEDNS}, secrets: map[string]string{key: secret}},
+		{name: "kubeadm, fast", options: "fastpath auto", plugins: []string{"prometheus 127.0.0.1:${metrics}", "loop", "reload", "loadbalance"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			p := startPair(t, c.options, c.plugins...)
-			for network, qs := range map[string][]*dns.Msg{"tcp": questions(), "udp": questions()} {
-				for _, q := range append(qs, c.also...) {
-					compare(t, p, q, func(addr string) exchanger {
-						return over(&dns.Client{Net: network, TsigSecret: c.secrets}, addr)
-					})
+			for network, suffix := range map[string]string{"tcp": "", "udp": "", "tcp-tls": "tls"} {
+				if p.ports[both[0]+suffix] == "" {
+					continue
+				}
+				client := &dns.Client{Net: network, TsigSecret: c.secrets, TLSConfig: &tls.Config{InsecureSkipVerify: true}}
+				// All on one connection, and each on its own, which is the chain's.
+				one := make(map[string]exchanger)
+				for _, name := range both {
+					one[name] = overOne(t, client, p.addr(name+suffix))
+				}
+				for _, q := range append(questions(), c.also...) {
+					compareBy(t, q, func(name string) exchanger { return one[name] })
+					if network == "tcp" {
+						compareBy(t, q, func(name string) exchanger { return over(client, p.addr(name+suffix)) })
+					}
 				}
 			}
 		})
@@ -240,7 +279,16 @@ func TestSignedAnswers(t *testing.T) {
 // What acl keeps from a client, the cache does not give it.
 func TestBlockedClient(t *testing.T) {
 	t.Parallel()
-	p := startPair(t, "", "acl {\n\tblock type A net 127.0.0.2/32\n\tfilter net 127.0.0.3/32\n}")
+	for _, options := range []string{"fastpath off", "fastpath on"} {
+		t.Run(options, func(t *testing.T) {
+			t.Parallel()
+			testBlockedClient(t, options)
+		})
+	}
+}
+
+func testBlockedClient(t *testing.T, options string) {
+	p := startPair(t, options, "acl {\n\tblock type A net 127.0.0.2/32\n\tfilter net 127.0.0.3/32\n}")
 	for _, name := range both {
 		for range 4 {
 			q := query("www.example.org.", dns.TypeA)
@@ -297,30 +345,48 @@ func TestSameLogLines(t *testing.T) {
 // Each client query and response goes to dnstap, and holds what the client got.
 func TestSameDnstap(t *testing.T) {
 	t.Parallel()
+	for _, options := range []string{"fastpath off", "fastpath on"} {
+		t.Run(options, func(t *testing.T) {
+			t.Parallel()
+			testSameDnstap(t, options)
+		})
+	}
+}
+
+func testSameDnstap(t *testing.T, options string) {
 	dir := t.TempDir()
 	taps := map[string]*tap{}
 	for _, name := range both {
 		taps[name] = newTap(t, filepath.Join(dir, name))
 	}
-	p := startPair(t, "", "dnstap unix://"+filepath.Join(dir, "BOTH")+" full")
+	p := startPair(t, options, "bufsize 1100", "dnstap unix://"+filepath.Join(dir, "BOTH")+" full")
 	qs := questions()
 	const times = 3
 	for _, name := range both {
+		udp, tcp := overUDP(p.addr(name)), overOne(t, &dns.Client{Net: "tcp"}, p.addr(name))
 		for i, q := range qs {
 			for k := range times {
-				q.Id = uint16(i*times + k)
-				ask(t, overUDP(p.addr(name)), q)
+				for n, send := range []exchanger{udp, tcp} {
+					q.Id = uint16(2*(i*times+k) + n)
+					ask(t, send, q)
+				}
 			}
 		}
 	}
 	seen := map[string][]*dnstap.Message{}
 	for _, name := range both {
-		seen[name] = taps[name].clientMessages(t, 2*times*len(qs))
+		seen[name] = taps[name].clientMessages(t, 4*times*len(qs))
 	}
 	for i, theirs := range seen["cache"] {
 		ours := seen["optcache"][i]
 		if ours.GetType() != theirs.GetType() {
 			t.Fatalf("message %d: optcache %v, cache %v", i, ours.GetType(), theirs.GetType())
+		}
+		if ours.GetSocketProtocol() != theirs.GetSocketProtocol() || ours.GetSocketFamily() != theirs.GetSocketFamily() ||
+			!bytes.Equal(ours.QueryAddress, theirs.QueryAddress) || (ours.QueryPort == nil) != (theirs.QueryPort == nil) ||
+			(ours.QueryTimeSec == nil) != (theirs.QueryTimeSec == nil) || (ours.ResponseTimeSec == nil) != (theirs.ResponseTimeSec == nil) ||
+			!bytes.Equal(ours.QueryMessage, theirs.QueryMessage) {
+			t.Fatalf("message %d: optcache %v, cache %v", i, ours, theirs)
 		}
 		var a, b dns.Msg
 		if theirs.GetType() == dnstap.Message_CLIENT_QUERY {

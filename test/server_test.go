@@ -12,9 +12,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/optcache/optcache/test/child"
+	"github.com/optcache/optcache/test/freeport"
 )
 
 // This file starts and ends the process under test.
@@ -22,7 +24,7 @@ import (
 const (
 	// patience bounds every wait for something that is to happen. It is only used up when it
 	// does not happen.
-	patience = 20 * time.Second
+	patience = time.Minute
 
 	// startTries is how often a server is started before a port that is taken counts as an error.
 	startTries = 5
@@ -48,8 +50,14 @@ var portName = regexp.MustCompile(`\$\{(\w+)\}`)
 // start runs the binary with a Corefile until the test ends, and waits until it serves.
 func start(t testing.TB, corefile string, env ...string) *server {
 	t.Helper()
+	return startBy(t, bin, corefile, env...)
+}
+
+// startBy is start for a binary that becomes CoreDNS.
+func startBy(t testing.TB, binary, corefile string, env ...string) *server {
+	t.Helper()
 	for try := 1; ; try++ {
-		s := launch(t, corefile, env...)
+		s := launchBy(t, binary, corefile, env...)
 		if s.waitFor("CoreDNS-") {
 			t.Cleanup(s.end)
 			return s
@@ -61,22 +69,23 @@ func start(t testing.TB, corefile string, env ...string) *server {
 	}
 }
 
-// diesWithUs has the system end a process when the tests end without doing so.
-var diesWithUs *syscall.SysProcAttr
-
 // launch starts the process and waits for nothing.
 func launch(t testing.TB, corefile string, env ...string) *server {
+	t.Helper()
+	return launchBy(t, bin, corefile, env...)
+}
+
+func launchBy(t testing.TB, binary, corefile string, env ...string) *server {
 	t.Helper()
 	s := &server{t: t, out: new(output), ports: map[string]string{}, exited: make(chan struct{})}
 	s.conf = filepath.Join(t.TempDir(), "Corefile")
 	s.write(corefile)
 
-	s.cmd = exec.Command(bin, "-conf", s.conf)
+	s.cmd = exec.Command(binary, "-conf", s.conf)
 	s.cmd.Dir = root
 	s.cmd.Env = append(os.Environ(), env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
-	s.cmd.SysProcAttr = diesWithUs
-	if err := s.cmd.Start(); err != nil {
+	if err := child.Start(s.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -92,7 +101,7 @@ func (s *server) write(corefile string) {
 	text := portName.ReplaceAllStringFunc(corefile, func(ref string) string {
 		name := portName.FindStringSubmatch(ref)[1]
 		if s.ports[name] == "" {
-			s.ports[name] = freePort(s.t)
+			s.ports[name] = strconv.Itoa(freeport.Port(s.t))
 		}
 		return s.ports[name]
 	})
@@ -174,40 +183,6 @@ func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.buf.String()
-}
-
-// given are the ports that this process has given out, so that no two servers get the same.
-var given sync.Map
-
-// freePort returns a port that is free for both UDP and TCP. Nobody keeps it free until it is
-// used: start tries again when somebody was faster.
-func freePort(t testing.TB) string {
-	t.Helper()
-	for range 100 {
-		port, err := tryPort()
-		if err != nil {
-			continue
-		}
-		if _, taken := given.LoadOrStore(port, true); !taken {
-			return strconv.Itoa(port)
-		}
-	}
-	t.Fatal("no free port found")
-	return ""
-}
-
-func tryPort() (int, error) {
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer tcp.Close()
-	udp, err := net.ListenPacket("udp", tcp.Addr().String())
-	if err != nil {
-		return 0, err
-	}
-	defer udp.Close()
-	return tcp.Addr().(*net.TCPAddr).Port, nil
 }
 
 // eventually waits until check returns nil, and fails the test with its last error otherwise.

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/test/freeport"
 )
 
 // upstream is a DNS server on loopback that counts what it is asked. What it answers is in the
@@ -38,18 +40,16 @@ func newUpstream(t testing.TB) *upstream {
 // listen opens TCP and UDP on the same port.
 func listen(t testing.TB) (net.Listener, net.PacketConn) {
 	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if pc, err := net.ListenPacket("udp", l.Addr().String()); err == nil {
-			return l, pc
-		}
-		l.Close()
+	address := freeport.Address(t, "127.0.0.1")
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port found")
-	return nil, nil
+	pc, err := net.ListenPacket("udp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l, pc
 }
 
 func listenUnix(t testing.TB, path string) net.Listener {
@@ -129,6 +129,8 @@ func answer(r *dns.Msg) *dns.Msg {
 		for i := range 16 {
 			m.Answer = append(m.Answer, records(fmt.Sprintf("%s 300 IN TXT %q", q.Name, fmt.Sprintf("%02d %s", i, strings.Repeat("x", 180))))...)
 		}
+	case label == "short":
+		m.Answer = records(address(q.Name, 1, 10))
 	case label == "alias":
 		m.Answer = records(q.Name+" 300 IN CNAME target."+rest, address("target."+rest, 300, 10))
 	case q.Qtype == dns.TypeA && label == "many":

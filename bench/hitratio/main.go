@@ -1,7 +1,7 @@
 // Hitratio measures what part of a trace's requests a cache answers, for optcache's own engine and
 // for its peers, and prints it as CSV: trace, size in answers, policy, hit ratio in per cent.
 //
-//	go run ./bench/hitratio [-sizes N,…] [-policies NAME,…] [-runs N] [-restart] [-svg FILE] TRACE.txt.gz…
+//	go run ./bench/hitratio [-sizes N,…] [-policies NAME,…] [-runs N] [-restart] [-memory MB,…] [-cut [-namespaces N]] [-svg FILE] TRACE.txt.gz…
 //
 // What it does is in the module below, peers, which needs libraries that the plugin does not. This
 // package builds it and hands over, so that the command above works although the two modules know

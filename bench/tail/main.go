@@ -1,6 +1,6 @@
 // Command tail measures how long single queries take under a fixed rate.
 //
-//	go run ./bench/tail -server 127.0.0.1:53 -d QUERIES [-rate 30000] [-time 60s] [-sockets 8] [-empty]
+//	go run ./bench/tail -server 127.0.0.1:53 -d QUERIES [-net udp|tcp|dot] [-rate 30000] [-time 60s] [-sockets 8] [-empty]
 //
 // It draws from a file of queries (one a line, name and type, as dnsperf's), sends at times that are
 // fixed beforehand, whether or not replies come, and counts each query's latency from the time it
@@ -11,10 +11,12 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"math/rand/v2"
 	"net"
@@ -36,14 +38,15 @@ const patience = 2 * time.Second
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("tail: ")
-	server := flag.String("server", "", "`address` and port to ask by UDP")
+	server := flag.String("server", "", "`address` and port to ask")
+	network := flag.String("net", "udp", "`transport`: udp, tcp, or dot, whose certificate is not checked")
 	file := flag.String("d", "", "`file` of queries")
 	rate := flag.Int("rate", 30_000, "queries per second, of all sockets")
 	duration := flag.Duration("time", time.Minute, "how long to send")
-	sockets := flag.Int("sockets", 8, "sockets to send from")
+	sockets := flag.Int("sockets", 8, "sockets to send from, or connections")
 	empty := flag.Bool("empty", false, "a reply need not have an answer")
 	flag.Parse()
-	if *server == "" || *file == "" || flag.NArg() > 0 || *rate < 1 || *sockets < 1 || *duration <= 0 {
+	if *server == "" || *file == "" || flag.NArg() > 0 || *rate < 1 || *sockets < 1 || *duration <= 0 || dialers[*network] == nil {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -54,11 +57,50 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	r, err := measure(*server, qs, *rate, *sockets, *duration, *empty)
+	r, err := measure(dialers[*network], *server, qs, *rate, *sockets, *duration, *empty)
 	if err != nil {
 		log.Fatal(err)
 	}
 	r.print()
+}
+
+// dialers open a socket or a connection, by transport.
+var dialers = map[string]func(server string) (net.Conn, error){
+	"udp": func(server string) (net.Conn, error) { return net.Dial("udp", server) },
+	"tcp": func(server string) (net.Conn, error) { return stream(net.Dial("tcp", server)) },
+	"dot": func(server string) (net.Conn, error) {
+		conn, err := tls.Dial("tcp", server, &tls.Config{InsecureSkipVerify: true})
+		return stream(conn, err)
+	},
+}
+
+// framed is a connection on which each message has its length before it (RFC 1035 section 4.2.2). Read returns one message, and Write
+// takes one.
+type framed struct {
+	net.Conn
+	in  *bufio.Reader
+	out []byte
+}
+
+func stream(conn net.Conn, err error) (net.Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &framed{Conn: conn, in: bufio.NewReaderSize(conn, 16<<10), out: make([]byte, 0, 512)}, nil
+}
+
+func (f *framed) Read(p []byte) (int, error) {
+	var length [2]byte
+	if _, err := io.ReadFull(f.in, length[:]); err != nil {
+		return 0, err
+	}
+	return io.ReadFull(f.in, p[:binary.BigEndian.Uint16(length[:])])
+}
+
+func (f *framed) Write(p []byte) (int, error) {
+	f.out = append(binary.BigEndian.AppendUint16(f.out[:0], uint16(len(p))), p...)
+	_, err := f.Conn.Write(f.out)
+	return len(p), err
 }
 
 // queries are many queries in wire format. It is two slices whatever their number, so that the
@@ -114,17 +156,17 @@ type result struct {
 	bad       int      // replies that were no answers
 }
 
-func measure(server string, qs *queries, rate, sockets int, duration time.Duration, empty bool) (*result, error) {
+func measure(dial func(string) (net.Conn, error), server string, qs *queries, rate, sockets int, duration time.Duration, empty bool) (*result, error) {
 	clients := make([]*client, sockets)
 	each := int(float64(rate) * duration.Seconds() / float64(sockets))
 	for i := range clients {
-		conn, err := net.Dial("udp", server)
+		conn, err := dial(server)
 		if err != nil {
 			return nil, err
 		}
 		defer conn.Close()
 		clients[i] = &client{
-			conn:      conn.(*net.UDPConn),
+			conn:      conn,
 			interval:  time.Second * time.Duration(sockets) / time.Duration(rate),
 			offset:    time.Second * time.Duration(i) / time.Duration(rate),
 			latencies: make([]uint32, 0, each),
@@ -156,9 +198,9 @@ func measure(server string, qs *queries, rate, sockets int, duration time.Durati
 	return r, errors.Join(errs...)
 }
 
-// client is one socket, with a goroutine that sends and one that receives.
+// client is one socket or connection, with a goroutine that sends and one that receives.
 type client struct {
-	conn     *net.UDPConn
+	conn     net.Conn
 	interval time.Duration
 	offset   time.Duration // of the first query
 

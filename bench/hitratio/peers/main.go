@@ -52,9 +52,12 @@ func run(args []string, stdout, stderr io.Writer) error {
 	policyList := flags.String("policies", allNames(), "`names` of policies")
 	runs := flags.Int("runs", 3, "`times` to run a policy that has chance in it; the median counts")
 	restart := flags.Bool("restart", false, "restart optcache in the middle of each trace, and count what comes after")
+	memory := flags.String("memory", "", "bound optcache by memory: `MB,…`, instead of sizes")
+	cut := flags.Bool("cut", false, "also with nxdomain_cut probe, for traces of clusters: see cut.go")
+	namespaces := flags.Uint("namespaces", defaultNamespaces, "with -cut: `number` of namespaces of the cluster")
 	svg := flags.String("svg", "", "also draw a chart to `file`")
 	flags.Usage = func() {
-		fmt.Fprintln(stderr, "usage: hitratio [-sizes N,…] [-policies NAME,…] [-runs N] [-restart] [-svg FILE] TRACE.txt.gz…")
+		fmt.Fprintln(stderr, "usage: hitratio [-sizes N,…] [-policies NAME,…] [-runs N] [-restart] [-memory MB,…] [-cut [-namespaces N]] [-svg FILE] TRACE.txt.gz…")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
@@ -67,7 +70,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 		flags.Usage()
 		return errUsage
 	}
-	sizes, err := parseSizes(*sizeList)
+	sizes, err := parseSizes("-sizes", *sizeList, minSize)
 	if err != nil {
 		return err
 	}
@@ -86,6 +89,23 @@ func run(args []string, stdout, stderr io.Writer) error {
 		chosen = restarts
 	}
 
+	if *memory != "" {
+		if *svg != "" || *restart {
+			return errors.New("-memory draws no chart and restarts nothing")
+		}
+		if sizes, err = parseSizes("-memory", *memory, 1); err != nil {
+			return err
+		}
+		chosen = bounds
+	}
+
+	if *cut {
+		if *svg != "" || *restart || *memory != "" {
+			return errors.New("-cut draws no chart, restarts nothing, and is not bound by memory")
+		}
+		chosen = cuts
+	}
+
 	out := csv.NewWriter(stdout)
 	out.Write([]string{"trace", "size", "policy", "hit_ratio"})
 	var all []result
@@ -100,6 +120,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 		}
 		if *restart {
 			t.first = len(t.requests) / 2
+		}
+		if *cut && markLists(t, uint32(max(*namespaces, 1))) == 0 {
+			return fmt.Errorf("%s: %w", path, errNoLists)
 		}
 		results, err := measure(t, sizes, chosen, *runs)
 		if err != nil {
@@ -195,15 +218,16 @@ func allNames() string {
 	return strings.Join(names, ",")
 }
 
-func parseSizes(list string) ([]int, error) {
+// parseSizes reads the value of a flag: numbers that are at least least.
+func parseSizes(name, list string, least int64) ([]int, error) {
 	var sizes []int
 	for s := range strings.SplitSeq(list, ",") {
 		n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 32)
 		if err != nil {
-			return nil, fmt.Errorf("-sizes: bad size %q", s)
+			return nil, fmt.Errorf("%s: bad size %q", name, s)
 		}
-		if n < minSize {
-			return nil, fmt.Errorf("-sizes: %d is less than %d, which some policies hold at the least", n, minSize)
+		if n < least {
+			return nil, fmt.Errorf("%s: %d is less than %d, which some policies hold at the least", name, n, least)
 		}
 		if !slices.Contains(sizes, int(n)) {
 			sizes = append(sizes, int(n))

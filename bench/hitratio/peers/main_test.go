@@ -4,6 +4,7 @@ import (
 	"encoding/csv"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -38,6 +39,29 @@ b,2048,limit,50.00
 	}
 	if got := messages.String(); !strings.Contains(got, "skipped") || !strings.Contains(got, missing) {
 		t.Errorf("got message %q, want one that names %s", got, missing)
+	}
+}
+
+// Answers of 64,000 bytes, 40 of which are more than fits into 1 MB.
+func TestBoundByMemory(t *testing.T) {
+	t.Parallel()
+	var lines strings.Builder
+	for i := range 80 {
+		fmt.Fprintf(&lines, "%d %d 300 64000\n", i, i%40)
+	}
+	var out strings.Builder
+	if err := run([]string{"-memory", "1,64", writeTrace(t, "a.txt.gz", lines.String())}, &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	var small, large float64
+	if _, err := fmt.Sscanf(out.String(), "trace,size,policy,hit_ratio\na,1,optcache,%f\na,64,optcache,%f\n", &small, &large); err != nil {
+		t.Fatalf("%v: %s", err, &out)
+	}
+	if small > 10 || large != 50 {
+		t.Errorf("%v and %v %%, want few and 50", small, large)
+	}
+	if err := run([]string{"-memory", "0", "x"}, io.Discard, io.Discard); err == nil {
+		t.Error("a bound of nothing is taken")
 	}
 }
 

@@ -50,6 +50,14 @@ var restarts = []policy{
 	{"optcache-emptied", true, online(newEmptied)},
 }
 
+// bounds are what -memory prints: sizes are in megabytes then.
+var bounds = []policy{
+	{"optcache", true, online(func(_ *trace, size int) (driver, error) {
+		s, err := optcache.NewBoundSimulation(int64(size) << 20)
+		return engine{s}, err
+	})},
+}
+
 // driver is a cache that is asked one request after the other.
 type driver interface {
 	// request asks for a key and stores the answer on a miss.
@@ -94,7 +102,7 @@ func openEngine(size int) (engine, error) {
 
 func newOptcache(_ *trace, size int) (driver, error) { return openEngine(size) }
 
-func (e engine) request(r request) bool { return e.Request(uint64(r.key), r.ttl, r.at) }
+func (e engine) request(r request) bool { return e.Request(uint64(r.key), r.ttl, int(r.bytes), r.at) }
 func (e engine) close()                 { e.Close() }
 
 // restarted is the engine as a restart leaves it that has kept the answers in a file.

@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// This file reads traces. Two formats are known, one request per line and no blank lines:
+// This file reads traces. Three formats are known, one request per line and no blank lines:
 //
+//	time_s key ttl_s bytes
 //	time_s key ttl_s
 //	key
 //
@@ -28,12 +29,15 @@ type request struct {
 	at  time.Duration
 	key uint32
 	ttl uint32 // seconds
+
+	above uint32 // of a denial in a search list: the name above that does not exist, from 1 on; 0: none
+	bytes uint16 // of the answer, for caches that are bound by memory; 0: an address
 }
 
 // expires returns when an answer fetched by the request is no longer good.
 func (r request) expires() time.Duration { return r.at + time.Duration(r.ttl)*time.Second }
 
-// trace is a trace in memory, 16 bytes a request. Nobody changes it once it is read.
+// trace is a trace in memory, 24 bytes a request. Nobody changes it once it is read.
 type trace struct {
 	name string
 	// timed is false for traces of plain keys. Their clock stands still at 0 and their answers
@@ -43,6 +47,9 @@ type trace struct {
 	keys     int // distinct; all keys are below
 	first    int // the first request that counts
 }
+
+// maxBytes is the longest answer: what a message holds beside header and question.
+const maxBytes = 65_000
 
 const untimedTTL = 24 * 60 * 60 // seconds
 
@@ -70,15 +77,17 @@ func parseTrace(r io.Reader) (t *trace, line int, err error) {
 	t = &trace{}
 	lines := bufio.NewScanner(r)
 	var last time.Duration
+	var columns int
 	for lines.Scan() {
 		line++
 		fields := strings.Fields(lines.Text())
 		if line == 1 {
-			t.timed = len(fields) == 3
+			t.timed = len(fields) == 3 || len(fields) == 4
+			columns = len(fields)
 		}
 		req := request{ttl: untimedTTL}
 		switch {
-		case t.timed && len(fields) == 3:
+		case t.timed && len(fields) == columns:
 			if req.at, err = parseTime(fields[0]); err != nil {
 				return nil, line, err
 			}
@@ -91,6 +100,13 @@ func parseTrace(r io.Reader) (t *trace, line int, err error) {
 				return nil, line, fmt.Errorf("bad TTL %q", fields[2])
 			}
 			req.ttl = uint32(ttl)
+			if columns == 4 {
+				bytes, err := strconv.ParseUint(fields[3], 10, 16)
+				if err != nil || bytes > maxBytes {
+					return nil, line, fmt.Errorf("bad number of bytes %q", fields[3])
+				}
+				req.bytes = uint16(bytes)
+			}
 			fields = fields[1:]
 		case t.timed:
 			return nil, line, fmt.Errorf("want %q, got %q", "time key ttl", lines.Text())

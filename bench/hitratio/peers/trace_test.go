@@ -38,7 +38,7 @@ func TestReadTraceWithTimes(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &trace{name: "dns", timed: true, keys: 2, requests: []request{
-		{0, 0, 300}, {500 * time.Millisecond, 1, 60}, {7 * time.Second, 0, 300},
+		{ttl: 300}, {at: 500 * time.Millisecond, key: 1, ttl: 60}, {at: 7 * time.Second, ttl: 300},
 	}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -51,7 +51,7 @@ func TestReadTraceOfPlainKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &trace{name: "plain", keys: 2, requests: []request{{0, 0, untimedTTL}, {0, 1, untimedTTL}, {0, 0, untimedTTL}}}
+	want := &trace{name: "plain", keys: 2, requests: []request{{ttl: untimedTTL}, {key: 1, ttl: untimedTTL}, {ttl: untimedTTL}}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -109,5 +109,23 @@ func TestBadFilesAreNamed(t *testing.T) {
 
 	if _, err := readTrace(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("not there: got error %v", err)
+	}
+}
+
+func TestReadTraceWithSizes(t *testing.T) {
+	t.Parallel()
+	tr, _, err := parseTrace(strings.NewReader("0 0 30 1200\n1 1 30 0\n1.5 0 30 65000\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []uint16{1200, 0, 65000} {
+		if got := tr.requests[i].bytes; got != want {
+			t.Errorf("request %d: %d bytes, want %d", i, got, want)
+		}
+	}
+	for _, bad := range []string{"0 0 30 65001\n", "0 0 30 -1\n", "0 0 30 x\n", "0 0 30 1\n1 1 30\n", "0 0 30\n1 1 30 5\n"} {
+		if _, _, err := parseTrace(strings.NewReader(bad)); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
 	}
 }

@@ -2,11 +2,13 @@
 
 package arena
 
-// noReserve is Linux's: other kernels overcommit without being asked, or lack the flag.
+// This file stands for advise_linux.go on other Unix systems.
+
+// noReserve is 0: other kernels overcommit by default, or lack the flag.
 const noReserve = 0
 
 func adviseHuge([]byte) {}
 
-// discard reports that it did nothing: elsewhere than on Linux MADV_DONTNEED
-// does not promise zeros.
+// discard does nothing, and reports false. Only on Linux does MADV_DONTNEED
+// promise zeros.
 func discard([]byte) bool { return false }

@@ -6,13 +6,15 @@ import (
 	"unsafe"
 )
 
+// This file says which granules of a region are taken. It does not know what they hold.
+
 // wordRun is the number of granules in one word of the bitmaps, and the length
 // of run that a word can hold. With granules of 64 bytes it is a 4 KiB page.
 const wordRun = 64
 
-// Allocator hands out runs of granules from a region of a Memory, or of
-// anything else that can be counted in granules: it keeps indexes, never
-// touches the region, and leaves a granule's size to the caller.
+// Allocator hands out runs of granules from a region. A granule is the unit of
+// allocation, and its size is the caller's choice. The Allocator knows granules
+// by number only, and never touches the region.
 //
 // A run of 64 granules or fewer never straddles a multiple of 64, so that with
 // granules of 64 bytes it is read through one page's TLB entry. A longer run
@@ -22,22 +24,17 @@ const wordRun = 64
 // concurrent use.
 type Allocator struct {
 	granules int
-	span     int // in granules; no run crosses a multiple of it
+	span     int // length of a piece, in granules
 	inUse    int
 
-	used   []uint64 // granule is taken; granules past the end of the region are, too
-	starts []uint64 // a run begins at this granule
+	used   []uint64 // bit set: the granule is in a run, or past the end of the region
+	starts []uint64 // bit set: a run begins at the granule
 	gaps   gapTree  // longest run of free granules in each word of used
 }
 
-// NewAllocator returns an allocator for a region of that many granules, 0 or
-// more, numbered from 0, all free.
-func NewAllocator(granules int) *Allocator {
-	return NewSpannedAllocator(granules, (granules/wordRun+1)*wordRun)
-}
-
-// NewSpannedAllocator returns an allocator for a region that lies in pieces of span granules, a
-// multiple of 64: no run reaches from one piece into the next, and none is longer than a piece.
+// NewSpannedAllocator returns an allocator for a region of that many granules, 0 or more. They are numbered from 0, and all
+// are free. The region consists of pieces of span granules, a multiple of 64. A run never reaches from one piece into the
+// next, so no run is longer than a piece.
 func NewSpannedAllocator(granules, span int) *Allocator {
 	if granules < 0 {
 		panic(fmt.Sprintf("arena: region of %d granules", granules))
@@ -59,16 +56,16 @@ func NewSpannedAllocator(granules, span int) *Allocator {
 	if rest := granules % wordRun; rest != 0 {
 		a.used[words-1] = ^uint64(0) << rest
 	}
-	for w := range a.used {
-		a.noteGap(w)
+	for w := range a.used { // the bitmaps are not read: pages that are never touched cost no memory
+		a.gaps.set(w, min(granules-w*wordRun, wordRun))
 	}
 	return a
 }
 
-// Alloc takes a run of n granules, n >= 1, at the lowest place where one fits,
-// which keeps the touched part of the region compact. It reports false when
-// none fits, which with scattered free granules can be so well before n
-// granules are left.
+// Alloc takes a run of n granules, n >= 1, at the lowest place where one fits.
+// This keeps the touched part of the region compact. Alloc reports false when
+// no place fits. When the free granules are scattered, that can be so although
+// more than n granules are free.
 func (a *Allocator) Alloc(n int) (start int, ok bool) {
 	switch {
 	case n < 1:
@@ -118,17 +115,17 @@ func (a *Allocator) placeLong(n int) int {
 		if end == w+whole && (rest == 0 || end < len(a.used) && a.used[end]&runMask(0, rest) == 0) {
 			return w * wordRun
 		}
-		// The word at end is past the region or partly taken: no run spans it.
+		// The word at end is past the region, or partly taken. No run can include it.
 		first = end + 1
 	}
 }
 
-// spanEnd returns the end of the span that a granule is in.
+// spanEnd returns the end of the piece that a granule is in.
 func (a *Allocator) spanEnd(granule int) int { return (granule/a.span + 1) * a.span }
 
-// Free gives back the run that Alloc(n) returned as start. It panics, and
-// changes nothing, when exactly this run is not allocated: a double free, a
-// wrong start or a wrong length.
+// Free frees the run of n granules that begins at start. If there is no such
+// run (a double free, a wrong start, a wrong length), Free panics and changes
+// nothing.
 func (a *Allocator) Free(start, n int) {
 	if !a.isRun(start, n) {
 		panic(fmt.Sprintf("arena: free of granules [%d,+%d): no such run", start, n))
@@ -147,7 +144,7 @@ func (a *Allocator) isRun(start, n int) bool {
 		return false
 	}
 	end := start + n
-	begins := uint64(1) << (start % wordRun) // the one start that the run may contain
+	begins := uint64(1) << (start % wordRun) // no other run may begin within this one
 	for at := start; at < end; at = at&^(wordRun-1) + wordRun {
 		w, run := at/wordRun, runMask(at%wordRun, end-at)
 		if a.used[w]&run != run || a.starts[w]&run != begins {
@@ -158,8 +155,8 @@ func (a *Allocator) isRun(start, n int) bool {
 	return end == a.granules || !isSet(a.used, end) || isSet(a.starts, end)
 }
 
-// flip turns n granules from free to used or back; all of them are in one of
-// the two states.
+// flip makes n free granules used, or n used granules free. All n must be in the
+// same state.
 func (a *Allocator) flip(start, n int) {
 	end := start + n
 	for at := start; at < end; at = at&^(wordRun-1) + wordRun {
@@ -171,19 +168,15 @@ func (a *Allocator) flip(start, n int) {
 
 func (a *Allocator) noteGap(w int) { a.gaps.set(w, longestRun(^a.used[w])) }
 
-// Used is the number of granules in allocated runs.
+// Used returns the number of granules in allocated runs.
 func (a *Allocator) Used() int { return a.inUse }
 
-// Cap is the number of granules in the region.
+// Cap returns the number of granules in the region.
 func (a *Allocator) Cap() int { return a.granules }
-
-// Span is the length of the pieces that no run crosses the border of, in granules.
-func (a *Allocator) Span() int { return a.span }
 
 // FirstIn returns the lowest start of an allocated run that lies in [from, to).
 // Bounds outside the region are clipped to it. A run that begins before from
-// is not found, even where it reaches past from; Window returns regions that
-// no run enters from below.
+// is not found, even if it reaches past from.
 func (a *Allocator) FirstIn(from, to int) (start int, ok bool) {
 	from, to = max(from, 0), min(to, a.granules)
 	for at := from; at < to; at = at&^(wordRun-1) + wordRun {
@@ -195,78 +188,94 @@ func (a *Allocator) FirstIn(from, to int) (start int, ok bool) {
 	return 0, false
 }
 
-// Window returns a region near granule hint that a run of n granules would fit
-// if it were free: once every run that overlaps it is freed, Alloc(n) succeeds.
-// Hint is any number and is wrapped around the region.
+// scan is the number of words that Emptiest looks at.
+const scan = 1024
+
+// Emptiest returns the place for a run of n granules that has the fewest used granules. It looks at 1024 words from granule
+// hint, 0 or more, and wraps around. A place begins at a multiple of 64. For n of 64 or less it is a whole word, so that to
+// may be more than from+n. No run reaches into the place from below. The last run in it may reach past to.
 //
-// Every run that overlaps [from, to) begins in it: from is lowered to the start
-// of a run that would enter from below, so that the window can be longer than
-// n. The last run may reach past to. Hence, for a caller that knows the length
-// of the run at a start:
-//
-//	from, to := a.Window(n, hint)
-//	for start, ok := a.FirstIn(from, to); ok; start, ok = a.FirstIn(from, to) {
-//		a.Free(start, length(start))
-//	}
-//
-// Window returns 0, 0 when no run of n granules ever fits: n < 1, n > Cap() or longer than a span.
-func (a *Allocator) Window(n, hint int) (from, to int) {
-	if n < 1 || n > a.granules || n > a.span {
-		return 0, 0
+// Emptiest reports false when there is no such place. It changes nothing.
+func (a *Allocator) Emptiest(n, hint int) (from, to int, ok bool) {
+	if n < 1 || n > a.span {
+		return 0, 0, false
 	}
-	at := hint % a.granules
-	if at < 0 {
-		at += a.granules
-	}
-	if n <= wordRun {
-		from = a.windowShort(n, at)
-	} else {
-		from = min(at, a.granules-n) &^ (wordRun - 1)
-		if from+n > a.spanEnd(from) {
-			from = (a.spanEnd(from) - n) &^ (wordRun - 1)
+	n = max(n, wordRun)
+	whole, rest := n/wordRun, n%wordRun
+	least, inWhole, next := n+1, 0, -1
+	for i := range min(scan, len(a.used)) {
+		w := (hint/wordRun + i) % len(a.used)
+		start := w * wordRun
+		if end := start + n; end > a.granules || end > a.spanEnd(start) {
+			next = -1
+			continue
+		}
+		if w == next {
+			inWhole += bits.OnesCount64(a.used[w+whole-1]) - bits.OnesCount64(a.used[w-1])
+		} else {
+			inWhole = 0
+			for _, used := range a.used[w : w+whole] {
+				inWhole += bits.OnesCount64(used)
+			}
+		}
+		next = w + 1
+		taken := inWhole
+		if rest > 0 {
+			taken += bits.OnesCount64(a.used[w+whole] & runMask(0, rest))
+		}
+		if taken < least && (!isSet(a.used, start) || isSet(a.starts, start)) {
+			from, to, ok, least = start, start+n, true, taken
 		}
 	}
-	return a.runAround(from), from + n
+	return from, to, ok
 }
 
-// windowShort finds n granules within one word, around or near at. Where the
-// word has room they begin at the start of the run or gap that holds at, which
-// costs the fewest evictions.
-func (a *Allocator) windowShort(n, at int) int {
-	w := at / wordRun
-	if w > 0 && n > a.granules-w*wordRun {
-		// The region's last word is short; the one before it is whole.
-		w, at = w-1, w*wordRun-1
-	}
-	end := min((w+1)*wordRun, a.granules)
-
-	free := ^a.used[w]
-	edges := a.starts[w] | free&^(free<<1)
-	// No edge at or below means a long run that came in from the word before.
-	from := w*wordRun + max(highestAtOrBelow(edges, at%wordRun), 0)
-	return min(from, end-n)
-}
-
-// runAround returns the start of the run that granule at belongs to, or at
-// itself when it is free.
-func (a *Allocator) runAround(at int) int {
-	if !isSet(a.used, at) {
-		return at
-	}
-	bit := at % wordRun
-	for w := at / wordRun; ; w-- {
-		if start := highestAtOrBelow(a.starts[w], bit); start >= 0 {
-			return w*wordRun + start
+// Fence takes all free granules in [from, to), so that Alloc puts no run there. It appends the starts of the runs that it
+// makes to starts. The caller frees these runs.
+func (a *Allocator) Fence(from, to int, starts []int) []int {
+	for at := from; at < to; at = at&^(wordRun-1) + wordRun {
+		w := at / wordRun
+		for gaps := ^a.used[w] & runMask(at%wordRun, to-at); gaps != 0; {
+			bit := bits.TrailingZeros64(gaps)
+			n := bits.TrailingZeros64(^(gaps >> bit))
+			gaps &^= runMask(bit, n)
+			a.starts[w] |= 1 << bit
+			a.flip(w*wordRun+bit, n)
+			a.inUse += n
+			starts = append(starts, w*wordRun+bit)
 		}
-		bit = wordRun - 1
 	}
+	return starts
 }
 
-// Bytes is the memory that the allocator itself takes: 17 bytes and a little
-// for every 64 granules.
+// Length returns the length of the run that begins at start.
+func (a *Allocator) Length(start int) int {
+	end := start + 1
+	for end < a.granules {
+		w, bit := end/wordRun, end%wordRun
+		if stops := (^a.used[w] | a.starts[w]) >> bit; stops != 0 {
+			end += bits.TrailingZeros64(stops)
+			break
+		}
+		end += wordRun - bit
+	}
+	return min(end, a.granules) - start
+}
+
+// Bytes returns the memory that the allocator itself takes: a little more than
+// 17 bytes for every 64 granules.
 func (a *Allocator) Bytes() int64 {
 	bitmaps := int64(cap(a.used)+cap(a.starts)) * 8
 	return int64(unsafe.Sizeof(*a)) + bitmaps + a.gaps.bytes()
+}
+
+// Resident returns for how much of Bytes the kernel has given memory. It is safe beside the other methods.
+func (a *Allocator) Resident() int64 {
+	n := int64(unsafe.Sizeof(*a)) + Resident(a.used) + Resident(a.starts) + int64(cap(a.gaps.levels))*sliceHeader
+	for _, level := range a.gaps.levels {
+		n += Resident(level)
+	}
+	return n
 }
 
 func isSet(bitmap []uint64, granule int) bool {

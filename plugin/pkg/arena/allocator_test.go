@@ -7,8 +7,10 @@ import (
 	"testing"
 )
 
-// lengthOf draws run lengths that a cache would ask for, and now and then the
-// lengths at which the placement rule changes.
+// These tests drive an Allocator beside the model in model_test.go, and test the placement rule.
+
+// lengthOf returns a random run length, mostly one that a cache would ask for,
+// and sometimes one near which the placement rule changes.
 func lengthOf(r *rand.Rand) int {
 	switch r.IntN(20) {
 	case 0:
@@ -30,11 +32,11 @@ func TestAllocatorAgreesWithModel(t *testing.T) {
 			r := rand.New(rand.NewPCG(1, uint64(granules)))
 			m := newModel(t, granules)
 			for i := range 3000 {
-				// Fill and drain in turns, so that near-full and near-empty are both seen.
+				// Fill and drain in turns, so that the region is both almost full and almost empty.
 				filling := i/300%2 == 0
 				switch op := r.IntN(100); {
 				case op < 2:
-					m.evictWindow(lengthOf(r), int(r.Uint64()))
+					m.empty(lengthOf(r), r.IntN(granules+1))
 				case op < 10:
 					from := r.IntN(granules+2) - 1
 					m.checkFirstIn(from, from+r.IntN(200)-1)
@@ -60,7 +62,7 @@ func TestAllocatorAgreesWithModel(t *testing.T) {
 
 func TestRunsFollowThePlacementRule(t *testing.T) {
 	t.Parallel()
-	a := NewAllocator(1 << 12)
+	a := unspanned(1 << 12)
 	r := rand.New(rand.NewPCG(2, 3))
 	for {
 		n := lengthOf(r)
@@ -79,7 +81,7 @@ func TestRunsFollowThePlacementRule(t *testing.T) {
 
 func TestLongRunSharesItsLastWord(t *testing.T) {
 	t.Parallel()
-	a := NewAllocator(192)
+	a := unspanned(192)
 	for _, step := range []struct {
 		n, want int
 		ok      bool
@@ -137,12 +139,12 @@ func TestFreePanicsOnWhatIsNoRun(t *testing.T) {
 func TestAllocPanicsOnNoGranules(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{0, -1, math.MinInt} {
-		if !panics(func() { NewAllocator(64).Alloc(n) }) {
+		if !panics(func() { unspanned(64).Alloc(n) }) {
 			t.Errorf("Alloc(%d) did not panic", n)
 		}
 	}
-	if !panics(func() { NewAllocator(-1) }) {
-		t.Error("NewAllocator(-1) did not panic")
+	if !panics(func() { unspanned(-1) }) {
+		t.Error("unspanned(-1) did not panic")
 	}
 }
 
@@ -150,41 +152,8 @@ func TestAllocRefusesMoreThanTheRegion(t *testing.T) {
 	t.Parallel()
 	for _, granules := range []int{0, 10, 64, 100} {
 		for _, n := range []int{granules + 1, granules + 64, math.MaxInt} {
-			if start, ok := NewAllocator(granules).Alloc(n); ok {
+			if start, ok := unspanned(granules).Alloc(n); ok {
 				t.Errorf("Alloc(%d) in %d granules = %d, true", n, granules, start)
-			}
-		}
-	}
-}
-
-func TestWindow(t *testing.T) {
-	t.Parallel()
-	// 0..3, 4..7, 8..11 and the long run 64..133; the region ends at 190.
-	a := NewAllocator(190)
-	for _, n := range []int{4, 4, 4, 70} {
-		a.Alloc(n)
-	}
-	for _, tc := range []struct {
-		name         string
-		n, hint      int
-		from, to     int
-		hintsTheSame int // another hint with the same answer
-	}{
-		{name: "begins where the run under the hint begins", n: 4, hint: 6, from: 4, to: 8, hintsTheSame: 6 - 190},
-		{name: "begins where the gap under the hint begins", n: 4, hint: 40, from: 12, to: 16, hintsTheSame: 40 + 190},
-		{name: "moves back at the end of a word", n: 60, hint: 40, from: 4, to: 64, hintsTheSame: 8},
-		{name: "moves back to the start of a run", n: 62, hint: 40, from: 0, to: 64, hintsTheSame: 63},
-		{name: "takes in a long run from its start", n: 3, hint: 130, from: 64, to: 131, hintsTheSame: 132},
-		{name: "leaves a long run it does not touch", n: 3, hint: 134, from: 134, to: 137, hintsTheSame: -1},
-		{name: "too long for the short last word", n: 63, hint: 189, from: 64, to: 127, hintsTheSame: 180},
-		{name: "long, wherever it fits", n: 100, hint: 189, from: 64, to: 164, hintsTheSame: 64},
-		{name: "the whole region", n: 190, hint: 77, from: 0, to: 190, hintsTheSame: math.MaxInt},
-		{name: "longer than the region", n: 191, hint: 77, hintsTheSame: math.MinInt},
-		{name: "no granules", n: 0, hint: 77, hintsTheSame: 78},
-	} {
-		for _, hint := range []int{tc.hint, tc.hintsTheSame} {
-			if from, to := a.Window(tc.n, hint); from != tc.from || to != tc.to {
-				t.Errorf("%s: Window(%d, %d) = %d, %d; want %d, %d", tc.name, tc.n, hint, from, to, tc.from, tc.to)
 			}
 		}
 	}
@@ -249,11 +218,11 @@ func TestGapTreeNext(t *testing.T) {
 }
 
 func TestAllocatorMakesNoGarbage(t *testing.T) {
-	a := NewAllocator(4096)
+	a := unspanned(4096)
 	if got := testing.AllocsPerRun(100, func() {
 		short, _ := a.Alloc(3)
 		long, _ := a.Alloc(200)
-		from, to := a.Window(100, 17)
+		from, to, _ := a.Emptiest(100, 17)
 		a.FirstIn(from, to)
 		a.Free(short, 3)
 		a.Free(long, 200)
@@ -266,13 +235,13 @@ func TestAllocatorBytes(t *testing.T) {
 	t.Parallel()
 	const granules = 1 << 16
 	words := float64(granules / 64)
-	if got := float64(NewAllocator(granules).Bytes()); got < 17*words || got > 17.5*words {
+	if got := float64(unspanned(granules).Bytes()); got < 17*words || got > 17.5*words {
 		t.Errorf("Bytes() = %v for %v words", got, words)
 	}
 }
 
-// FuzzAllocator drives an allocator and the model with the same operations:
-// the first byte chooses the size of the region, every further three an
+// FuzzAllocator drives an allocator and the model with the same operations. The
+// first byte chooses the size of the region. Each further three bytes are an
 // operation, a length and a position.
 func FuzzAllocator(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -294,7 +263,7 @@ func FuzzAllocator(f *testing.F) {
 					m.free(at % len(m.order))
 				}
 			case 5:
-				m.evictWindow(n, at-300)
+				m.empty(n, at)
 			case 6:
 				m.checkFirstIn(at-1, at+n)
 			case 7:
@@ -305,15 +274,15 @@ func FuzzAllocator(f *testing.F) {
 	})
 }
 
-// BenchmarkAllocFree frees one random run and allocates another in a region of
-// 65,536 granules, runs of 2 to 5. At 90 % the level is held by letting in the
-// shortest run when it is passed; "full" frees random runs until the new one
-// fits, as a cache at its limit does.
+// BenchmarkAllocFree frees one random run and allocates another one, in a region
+// of 65,536 granules with runs of 2 to 5. At 90 % the new run is the shortest one
+// whenever more is used. "full" frees random runs until the new one fits, as a
+// cache at its limit does.
 func BenchmarkAllocFree(b *testing.B) {
 	type run struct{ start, n int }
 	const granules = 1 << 16
 	fill := func(r *rand.Rand, upTo int) (*Allocator, []run) {
-		a := NewAllocator(granules)
+		a := unspanned(granules)
 		var live []run
 		for a.Used() < upTo {
 			n := 2 + r.IntN(4)

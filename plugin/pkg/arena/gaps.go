@@ -2,13 +2,13 @@ package arena
 
 import "math/bits"
 
-// gapTree knows the longest gap (run of free granules) of every 64-granule
-// word of a bitmap, and finds the lowest word with a gap long enough in a
-// handful of loads, however full the bitmap is.
+// gapTree knows the longest gap of every word of an Allocator's bitmap. A gap is
+// a run of free granules. The tree finds the lowest word with a gap that is long
+// enough in a handful of loads, however full the bitmap is.
 //
-// levels[0] holds one byte per word of the bitmap, 0..64, packed in eights.
-// Each byte of levels[k+1] is the largest of the eight bytes in one element of
-// levels[k]; the last level is one element.
+// levels[0] has one byte, 0..64, for each word of the bitmap. Eight bytes are
+// packed in one element. Each byte of levels[k+1] is the largest of the eight
+// bytes in one element of levels[k]. The last level has one element.
 type gapTree struct {
 	levels [][]uint64
 }
@@ -45,7 +45,7 @@ func (t *gapTree) set(word, gap int) {
 // next returns the lowest word at or above from whose longest gap is n or
 // more, 1 <= n <= 64, or -1.
 func (t *gapTree) next(from, n int) int {
-	// Climb until something at or to the right of i will do, then walk down to it.
+	// Climb until a byte at or to the right of i is large enough, then walk down to its word.
 	i, depth := uint(from), 0
 	for ; ; depth++ {
 		if depth == len(t.levels) || i/8 >= uint(len(t.levels[depth])) {
@@ -64,23 +64,25 @@ func (t *gapTree) next(from, n int) int {
 	return int(i)
 }
 
-// bytes is the memory under the tree.
+const sliceHeader = 3 * bits.UintSize / 8 // bytes
+
+// bytes returns the memory of the tree's levels.
 func (t *gapTree) bytes() int64 {
 	n := 0
 	for _, level := range t.levels {
 		n += cap(level) * 8
 	}
-	const sliceHeader = 3 * bits.UintSize / 8
 	return int64(n + cap(t.levels)*sliceHeader)
 }
 
-// atLeast sets the top bit of every byte of x that is n or more. Bytes of x are
-// at most 64 and n is 1..64, so that no byte's sum carries into the next.
+// atLeast returns a word with the top bit of each byte set whose byte in x is n
+// or more. Bytes of x are at most 64 and n is 1..64, so no sum carries into the
+// next byte.
 func atLeast(x uint64, n int) uint64 {
 	return (x + uint64(128-n)*lows) & (128 * lows)
 }
 
-// firstByte is the index of the lowest byte that is not zero; x is not zero.
+// firstByte returns the index of the lowest byte that is not zero. x must not be zero.
 func firstByte(x uint64) uint { return uint(bits.TrailingZeros64(x)) / 8 }
 
 func largestByte(x uint64) uint64 {

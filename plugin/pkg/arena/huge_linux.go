@@ -5,50 +5,48 @@ import (
 	"bytes"
 	"io"
 	"os"
-	"runtime"
 	"strconv"
-	"unsafe"
+	"time"
 )
 
-// HugeBytes returns how many bytes of memories the kernel has put on huge pages, as far as it
-// says so. It reads /proc/self/smaps, which takes about a millisecond: nothing for a hot path.
-// A memory that shares a mapping with something else counts the mapping's.
-func HugeBytes(memories ...*Memory) int64 {
+// This file reads which mappings are on huge pages from Linux's smaps file (proc_pid_smaps(5)).
+
+// readHuge reads /proc/self/smaps. ok is false if that fails, or if it is not done at the deadline.
+func readHuge(deadline time.Time) (h hugePages, ok bool) {
 	f, err := os.Open("/proc/self/smaps")
 	if err != nil {
-		return 0
+		return nil, false
 	}
 	defer f.Close()
-	defer runtime.KeepAlive(memories)
-	return hugeIn(f, func(from, to uintptr) bool {
-		for _, m := range memories {
-			start := uintptr(unsafe.Pointer(&m.words[0]))
-			if start < to && from < start+uintptr(m.Bytes()) {
-				return true
-			}
-		}
-		return false
-	})
+	return hugeIn(f, func() bool { return time.Now().After(deadline) })
 }
 
-// hugeIn adds up the huge pages of the mappings in an smaps file that are wanted.
-func hugeIn(smaps io.Reader, wanted func(from, to uintptr) bool) (total int64) {
-	counts := false
-	for lines := bufio.NewScanner(smaps); lines.Scan(); {
-		line := lines.Bytes()
-		name, rest, _ := bytes.Cut(line, []byte(" "))
-		if !bytes.HasSuffix(name, []byte(":")) {
-			from, to, _ := bytes.Cut(name, []byte("-")) // a mapping begins
+// hugeIn returns the mappings in an smaps file that have huge pages. It calls late at each mapping, and gives up when late
+// reports true. That bounds the time, because the kernel looks at a mapping's pages only when that part of the file is read.
+func hugeIn(smaps io.Reader, late func() bool) (h hugePages, ok bool) {
+	var at hugeMapping
+	lines := bufio.NewScanner(smaps)
+	for lines.Scan() {
+		name, rest, _ := bytes.Cut(lines.Bytes(), []byte(" "))
+		if !bytes.HasSuffix(name, []byte(":")) { // a mapping begins
+			if late() {
+				return nil, false
+			}
+			from, to, _ := bytes.Cut(name, []byte("-"))
 			a, errFrom := strconv.ParseUint(string(from), 16, 64)
 			b, errTo := strconv.ParseUint(string(to), 16, 64)
-			counts = errFrom == nil && errTo == nil && wanted(uintptr(a), uintptr(b))
+			if at = (hugeMapping{from: uintptr(a), to: uintptr(b)}); errFrom != nil || errTo != nil {
+				at = hugeMapping{}
+			}
 			continue
 		}
-		if counts && string(name) == "AnonHugePages:" {
+		if string(name) == "AnonHugePages:" && at.to > 0 {
 			kb, _, _ := bytes.Cut(bytes.TrimSpace(rest), []byte(" "))
-			n, _ := strconv.ParseInt(string(kb), 10, 64)
-			total += n << 10
+			if n, _ := strconv.ParseInt(string(kb), 10, 64); n > 0 {
+				at.bytes = n << 10
+				h = append(h, at)
+			}
 		}
 	}
-	return total
+	return h, lines.Err() == nil
 }

@@ -1,38 +1,37 @@
-// Package arena is the storage under a cache whose entries hold no pointers:
-// a Memory, which the garbage collector never scans, and an Allocator, which
-// says what part of a region of it is taken.
+// Package arena is the storage under a cache whose entries hold no pointers. A
+// Memory is words that the garbage collector never scans. An Allocator says
+// which part of a region is taken. Neither type knows what an entry is.
 //
 // Readers copy out of a Memory without a lock, through sync/atomic, while one
-// writer at a time stores into it. What tells a reader that it copied a torn or
-// recycled entry (a sequence number, a key that no longer matches) is the
-// caller's; so is the mutex around an Allocator. Neither type knows what an
-// entry is.
+// writer at a time stores into it. A reader may copy an entry while the writer
+// replaces it. How the reader finds out (a sequence number, a key that no longer
+// matches) is up to the caller. So is the mutex around an Allocator.
 package arena
 
 import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"sync/atomic"
 )
 
-// Memory is a fixed block of zeroed words. Where the platform has mmap it is
-// an anonymous private mapping, costing physical memory only for the pages
-// that were touched; elsewhere, and under the race detector, which does not
-// watch mapped memory, it is a Go slice.
+// Memory is a fixed block of words, which are zero at first. On Unix it is an
+// anonymous private mapping, and only pages that were touched cost physical
+// memory. On other systems it is a Go slice. It is a Go slice under the race
+// detector, too, because that does not watch mapped memory.
 //
-// The mapping lives as long as the *Memory is reachable and is given back to
-// the kernel some time after. A word must not be touched later than that: it
-// would fault.
+// The mapping lives as long as the *Memory is reachable. Some time after that
+// the kernel gets it back, and an access to a word faults.
 type Memory struct {
 	words []uint64
 }
 
 // NewMemory returns a zeroed Memory of the given number of bytes, 1 or more,
-// rounded up to whole pages. Its first word is aligned to 64 bytes. It fails
-// where the size does not fit the address space or the kernel refuses it; the
-// Go slice has no such refusal short of the address space, only the runtime's
-// out-of-memory exit.
+// rounded up to whole pages. Its first word is aligned to 64 bytes. NewMemory
+// fails if the size does not fit the address space, or if the kernel refuses.
+// Where a Memory is a Go slice nothing refuses: a process without enough memory
+// ends.
 func NewMemory(bytes int64) (*Memory, error) {
 	if bytes < 1 {
 		return nil, fmt.Errorf("arena: %d bytes of memory: must be 1 or more", bytes)
@@ -50,21 +49,27 @@ func NewMemory(bytes int64) (*Memory, error) {
 	return m, nil
 }
 
-// Words is the whole memory. Words that more than one goroutine can reach are
-// loaded and stored through sync/atomic only.
+// Words returns the whole memory. Words that more than one goroutine can reach
+// must be loaded and stored through sync/atomic only.
 //
-// The slice does not keep the memory mapped; the *Memory does. Whoever uses
-// the slice keeps the *Memory reachable until after the last load, from a
-// variable that outlives the read or with [runtime.KeepAlive].
+// The slice does not keep the memory mapped; the *Memory does. The caller keeps
+// the *Memory reachable until after the last access, for instance with
+// [runtime.KeepAlive].
 func (m *Memory) Words() []uint64 { return m.words }
 
-// Bytes is the size of the memory: the size asked for, rounded up to whole pages.
+// Bytes returns the size of the memory: the size asked for, rounded up to whole pages.
 func (m *Memory) Bytes() int64 { return int64(len(m.words)) * 8 }
 
-// Zero is ZeroPart of all words.
+// Resident returns for how much of Bytes the kernel has given memory.
+func (m *Memory) Resident() int64 {
+	defer runtime.KeepAlive(m)
+	return Resident(m.words)
+}
+
+// Zero is ZeroPart for all words.
 func (m *Memory) Zero() { m.ZeroPart(0, len(m.words)) }
 
-// storeZeros is ZeroPart where no page can be given back.
+// storeZeros is ZeroPart where no pages can be given back.
 func (m *Memory) storeZeros(from, n int) {
 	for i := range m.words[from:][:n] {
 		atomic.StoreUint64(&m.words[from+i], 0)

@@ -7,7 +7,9 @@ import (
 	"unsafe"
 )
 
-// alignment of the first word, in bytes: a cache line.
+// This file is a Memory on Go's heap, for systems without mmap and for the race detector.
+
+// alignment is that of the first word, in bytes: a cache line.
 const alignment = 64
 
 func (m *Memory) reserve(size int) (err error) {
@@ -25,6 +27,7 @@ func (m *Memory) reserve(size int) (err error) {
 	return nil
 }
 
-// ZeroPart sets n words to zero. Goroutines that load atomically meanwhile see
-// the old word or zero. No store to them may run beside it: it could survive.
+// ZeroPart sets n words to zero. A goroutine that loads a word atomically
+// meanwhile sees the old word or zero. No goroutine may store to the words
+// meanwhile: its store could survive.
 func (m *Memory) ZeroPart(from, n int) { m.storeZeros(from, n) }

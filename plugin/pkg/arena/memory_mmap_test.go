@@ -12,8 +12,10 @@ import (
 	"unsafe"
 )
 
+// These tests are about a Memory that is a mapping: it is unmapped, and its pages go back to the kernel.
+
 func TestUnreachableMemoryIsUnmapped(t *testing.T) {
-	// Large enough to be a mapping of its own, that nothing else lands in.
+	// The memory is so large that no later mapping takes its place.
 	m := mustMemory(t, 1<<30)
 	at := uintptr(unsafe.Pointer(&m.Words()[0]))
 	if !mapped(t, at) {
@@ -21,14 +23,12 @@ func TestUnreachableMemoryIsUnmapped(t *testing.T) {
 	}
 	runtime.KeepAlive(m)
 
-	for range 100 {
-		runtime.GC()
-		if !mapped(t, at) {
-			return
+	for end := time.Now().Add(time.Minute); mapped(t, at); time.Sleep(10 * time.Millisecond) { // the cleanup runs in a goroutine of its own
+		if time.Now().After(end) {
+			t.Fatalf("%#x is still mapped", at)
 		}
-		time.Sleep(10 * time.Millisecond) // the cleanup runs in a goroutine of the runtime's
+		runtime.GC()
 	}
-	t.Errorf("%#x is still mapped", at)
 }
 
 func mapped(t *testing.T, at uintptr) bool {
@@ -48,4 +48,24 @@ func mapped(t *testing.T, at uintptr) bool {
 		}
 	}
 	return false
+}
+
+func TestWhatIsGivenBackIsNotResident(t *testing.T) {
+	if !ResidentIsKnown() {
+		t.Skip("this machine does not say what is resident")
+	}
+	m := mustMemory(t, 64<<20)
+	storeAll(m, 1)
+	n := len(m.Words())
+	for _, step := range []struct {
+		from, n int
+		left    int64
+	}{{0, 0, 64 << 20}, {0, n / 2, 32 << 20}, {3 * n / 4, n / 4, 16 << 20}, {0, n, 0}} {
+		if step.n > 0 {
+			m.ZeroPart(step.from, step.n)
+		}
+		if got := m.Resident(); got != step.left {
+			t.Errorf("%d bytes are left, want %d", got, step.left)
+		}
+	}
 }

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 )
 
+// These tests are about a Memory on each platform. memory_mmap_test.go has those for a mapping.
+
 func TestNewMemoryIsAlignedZeroedWholePages(t *testing.T) {
 	t.Parallel()
 	page := int64(os.Getpagesize())
@@ -53,7 +55,7 @@ func TestMemoryIsItsOwn(t *testing.T) {
 func TestZeroBesideReaders(t *testing.T) {
 	t.Parallel()
 	const old = 0xfeedfacecafebeef
-	// Above hugeFrom on Linux, so that huge pages are given back, too.
+	// More than hugeFrom on Linux, so that ZeroPart gives huge pages back, too.
 	m := mustMemory(t, 8<<20)
 	for range 3 {
 		storeAll(m, old)

@@ -5,8 +5,15 @@ import (
 	"testing"
 )
 
-// model is the allocator as one would write it without caring for speed, next
-// to the one under test.
+// This file is a model of the Allocator, for allocator_test.go.
+
+// unspanned returns an allocator for a region in one piece.
+func unspanned(granules int) *Allocator {
+	return NewSpannedAllocator(granules, (granules/wordRun+1)*wordRun)
+}
+
+// model is a simple and slow allocator. It does each operation beside the
+// allocator under test, and compares the results.
 type model struct {
 	t     testing.TB
 	a     *Allocator
@@ -16,10 +23,10 @@ type model struct {
 }
 
 func newModel(t testing.TB, granules int) *model {
-	return &model{t: t, a: NewAllocator(granules), taken: make([]bool, granules), runs: map[int]int{}}
+	return &model{t: t, a: unspanned(granules), taken: make([]bool, granules), runs: map[int]int{}}
 }
 
-// place is the lowest start at which n granules may go, or -1.
+// place returns the lowest start of a free place for n granules, or -1.
 func (m *model) place(n int) int {
 	for start := 0; start+n <= len(m.taken); start++ {
 		if n > 64 && start%64 != 0 || n <= 64 && start%64+n > 64 {
@@ -64,7 +71,7 @@ func (m *model) free(i int) {
 	m.order = slices.Delete(m.order, i, i+1)
 }
 
-// refuse checks that freeing what is not a run panics and leaves all as it was.
+// refuse checks that Free of a run that does not exist panics and changes nothing.
 func (m *model) refuse(start, n int) {
 	m.t.Helper()
 	if length, ok := m.runs[start]; ok && length == n {
@@ -99,33 +106,78 @@ func (m *model) checkFirstIn(from, to int) {
 	}
 }
 
-// evictWindow empties a window the way a caller does, and checks that every
-// overlapping run was found and that a run then fits.
-func (m *model) evictWindow(n, hint int) {
+// empty fences and empties the place that Emptiest finds, as a caller does. It checks that no place is emptier, and that a
+// run fits there afterwards.
+func (m *model) empty(n, hint int) {
 	m.t.Helper()
-	from, to := m.a.Window(n, hint)
-	if n < 1 || n > len(m.taken) {
-		if from != 0 || to != 0 {
-			m.t.Fatalf("Window(%d, %d) = %d, %d in %d granules; want 0, 0", n, hint, from, to, len(m.taken))
+	from, to, ok := m.a.Emptiest(n, hint)
+	length := max(n, 64)
+	least, cut := length+1, m.cut()
+	for start := 0; n >= 1 && start+length <= len(m.taken); start += 64 {
+		if taken := m.takenIn(start, start+length); !cut[start] && taken < least {
+			least = taken
 		}
+	}
+	if ok != (least <= length) || ok && (from < 0 || from%64 != 0 || to != from+length || cut[from] || m.takenIn(from, to) != least) {
+		m.t.Fatalf("Emptiest(%d, %d) = %d, %d, %v; the least that is taken is %d", n, hint, from, to, ok, least)
+	}
+	if !ok {
 		return
 	}
-	if from < 0 || to > len(m.taken) || to-from < n {
-		m.t.Fatalf("Window(%d, %d) = %d, %d in %d granules", n, hint, from, to, len(m.taken))
+	var starts []int
+	for i := from; i < to; i++ {
+		if length, begins := m.runs[i]; begins {
+			starts = append(starts, i)
+			if got := m.a.Length(i); got != length {
+				m.t.Fatalf("Length(%d) = %d, want %d", i, got, length)
+			}
+		}
 	}
-	for start, ok := m.a.FirstIn(from, to); ok; start, ok = m.a.FirstIn(from, to) {
+	fences := m.a.Fence(from, to, nil)
+	fenced := 0
+	for _, at := range fences {
+		fenced += m.a.Length(at)
+	}
+	if m.a.Used() != m.takenIn(0, len(m.taken))+fenced || fenced != length-least {
+		m.t.Fatalf("Fence(%d, %d) takes %d granules, %d were free", from, to, fenced, length-least)
+	}
+	if at, ok := m.a.Alloc(1); ok {
+		if at >= from && at < to {
+			m.t.Fatalf("a run at %d, behind the fence from %d to %d", at, from, to)
+		}
+		m.a.Free(at, 1)
+	}
+	for _, at := range fences {
+		m.a.Free(at, m.a.Length(at))
+	}
+	for _, start := range starts {
 		m.free(slices.Index(m.order, start))
-	}
-	if i := slices.Index(m.taken[from:to], true); i >= 0 {
-		m.t.Fatalf("Window(%d, %d) = %d, %d: granule %d belongs to a run that begins before it", n, hint, from, to, from+i)
 	}
 	before := len(m.order)
 	if m.alloc(n); len(m.order) == before {
-		m.t.Fatalf("Window(%d, %d) = %d, %d: emptied, and no run fits", n, hint, from, to)
+		m.t.Fatalf("Emptiest(%d, %d) = %d, %d: emptied, and no run fits", n, hint, from, to)
 	}
 }
 
-// checkAll compares the whole state.
+// cut returns the granules that are in a run and do not begin it.
+func (m *model) cut() []bool {
+	cut := slices.Clone(m.taken)
+	for start := range m.runs {
+		cut[start] = false
+	}
+	return cut
+}
+
+func (m *model) takenIn(from, to int) (n int) {
+	for _, taken := range m.taken[from:to] {
+		if taken {
+			n++
+		}
+	}
+	return n
+}
+
+// checkAll compares the whole state of model and allocator.
 func (m *model) checkAll() {
 	m.t.Helper()
 	used := 0

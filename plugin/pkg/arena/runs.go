@@ -1,16 +1,14 @@
 package arena
 
-import "math/bits"
+// This file finds runs of set bits within one word of a bitmap.
 
-// Runs of set bits within one word of a bitmap.
-
-// runMask has n bits set from bit on, as far as the word reaches; n >= 1.
+// runMask returns a word with n bits set from bit on, as far as the word reaches; n >= 1.
 func runMask(bit, n int) uint64 {
 	return ^uint64(0) >> (64 - min(n, 64)) << bit
 }
 
-// runsOf returns x with only those bits left at which a run of n set bits
-// begins, 1 <= n <= 64 (Warren, Hacker's Delight, 2nd ed., section 6-2).
+// runsOf returns the bits of x at which a run of n set bits begins,
+// 1 <= n <= 64 (Warren, Hacker's Delight, 2nd ed., section 6-2).
 func runsOf(x uint64, n int) uint64 {
 	for n > 1 {
 		half := n / 2
@@ -20,13 +18,13 @@ func runsOf(x uint64, n int) uint64 {
 	return x
 }
 
-// longestRun is the length of the longest run of set bits in x, 0..64.
+// longestRun returns the length of the longest run of set bits in x, 0..64.
 func longestRun(x uint64) int {
 	if x == ^uint64(0) {
 		return 64
 	}
-	// of[k] marks where runs of 1<<k bits begin; the length is then put
-	// together from its highest binary digit down.
+	// of[k] has the bits at which runs of 1<<k bits begin. The length is then
+	// put together from its highest binary digit down.
 	var of [6]uint64
 	of[0] = x
 	top := 0
@@ -46,10 +44,4 @@ func longestRun(x uint64) int {
 		}
 	}
 	return length
-}
-
-// highestAtOrBelow is the index of the highest set bit of x that is not above
-// bit, or -1.
-func highestAtOrBelow(x uint64, bit int) int {
-	return bits.Len64(x&(^uint64(0)>>(63-bit))) - 1
 }

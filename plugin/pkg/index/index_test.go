@@ -6,6 +6,8 @@ import (
 	"testing"
 )
 
+// These tests are about the index alone, with chosen hashes and with positions that mean nothing.
+
 // find returns the slot of hash that points at pos.
 func find(t *Table, hash uint64, pos uint32) (int, bool) {
 	var c Cursor
@@ -32,7 +34,7 @@ func TestFindsWhatIsInside(t *testing.T) {
 	var order []uint32
 	for step := range 200_000 {
 		if len(order) < entries && rng.IntN(2) == 0 {
-			// Few tags and few homes: collisions everywhere.
+			// Few tags and few homes make many collisions.
 			hash := rng.Uint64() & 0x0003_0fff_ffff_0000
 			pos := uint32(step)
 			slot, ok := table.Insert(hash, pos, step&1)
@@ -92,7 +94,7 @@ func TestFullTableRefuses(t *testing.T) {
 func TestOverflowCountSaturates(t *testing.T) {
 	table := New(make([]uint64, 64*SlotsPerBucket))
 	var slots []int
-	for i := range 300 { // all of one hash: 292 are displaced past the home bucket
+	for i := range 300 { // all have one hash, so 292 are displaced past the home bucket
 		slot, ok := table.Insert(7<<48, uint32(i), 0)
 		if !ok {
 			t.Fatal("no room")
@@ -138,8 +140,8 @@ func TestCounter(t *testing.T) {
 	}
 }
 
-// TestReadersBesideTheWriter is for the race detector, and for the one promise that readers
-// have: what is inside all the time is found all the time.
+// TestReadersBesideTheWriter is for the race detector, and for what readers rely on: a slot that stays in the table is
+// always found.
 func TestReadersBesideTheWriter(t *testing.T) {
 	const stay, come = 200, 400
 	table := New(make([]uint64, Buckets(stay+come)*SlotsPerBucket))

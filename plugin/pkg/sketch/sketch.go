@@ -1,31 +1,30 @@
-// Package sketch estimates how often keys have been asked for lately, in little memory.
+// Package sketch estimates how often keys have been asked for lately, in little memory. It does not hold the keys.
 package sketch
 
 const (
 	// maxCount is where a counter of four bits stops.
 	maxCount = 15
 
-	// keysPerLine is how many keys a line of counters is made for: 8 bytes for each of them.
+	// keysPerLine is how many keys there is a line of counters for: 8 bytes for each key.
 	keysPerLine = 8
 
-	// sampleFactor times the capacity is how much is added before all counters are halved, as
-	// in TinyLFU (Einziger, Friedman, Manes: TinyLFU, a highly efficient cache admission
-	// policy, 2017).
+	// sampleFactor times the number of keys is how many accesses are added before all counters are halved (Einziger,
+	// Friedman, Manes: TinyLFU: a highly efficient cache admission policy, 2017).
 	sampleFactor = 10
 
 	rows = 4
 )
 
-// Sketch is a count-min sketch (Cormode, Muthukrishnan: An improved data stream summary, 2005)
-// that forgets: after a while all counters are halved. The four counters of a key lie in one
-// 64-byte line. It is not safe for concurrent use.
+// Sketch is a count-min sketch (Cormode, Muthukrishnan: An improved data stream summary: the count-min sketch and its
+// applications, 2005) that ages: from time to time all counters are halved. The four counters of a key lie in one 64-byte
+// line. A Sketch is not safe for concurrent use.
 type Sketch struct {
 	lines  []line
-	added  int // since the last halving
-	sample int // at which the next one comes
+	added  int // accesses since the last halving, and half of those before
+	sample int // the value of added at which the counters are halved
 }
 
-// line holds 128 counters, 16 to a word. A key has one in each pair of words.
+// line has 128 counters, 16 in each word. A key has one counter in each pair of words.
 type line [2 * rows]uint64
 
 // LineBytes is the size of a line.
@@ -39,8 +38,11 @@ func New(keys int) *Sketch {
 	return &Sketch{lines: make([]line, Lines(keys)), sample: max(keys, 1) * sampleFactor}
 }
 
-// line returns the line of a key and the bits that choose its counters there. hash is a good
-// hash of the key, of which 32 bits are enough.
+// Memory returns the memory of the sketch's counters. It is for measuring: the caller must not read the counters. The slice
+// is always the same.
+func (s *Sketch) Memory() []line { return s.lines }
+
+// line returns the line of a key, and the bits that choose the key's counters there.
 func (s *Sketch) line(hash uint32) (*line, uint64) {
 	h := uint64(hash) * 0x9e3779b97f4a7c15 // 2^64 over the golden ratio
 	h ^= h >> 32
@@ -48,13 +50,14 @@ func (s *Sketch) line(hash uint32) (*line, uint64) {
 	return &s.lines[h>>32*uint64(len(s.lines))>>32], h
 }
 
-// counter returns where the counter of a row is: the word in the line and the shift in the word.
+// counter returns the place of a row's counter: the word in the line, and the shift in the word.
 func counter(row int, h uint64) (word int, shift uint64) {
 	h >>= 5 * row
 	return 2*row + int(h&1), (h >> 1 & 15) * 4
 }
 
-// Estimate returns how often a key has been added lately: 0 to 15, rather too high than too low.
+// Estimate returns how often a key has been added lately, 0 to 15. As long as nothing was halved, it is never too low. hash
+// is 32 bits of a good hash of the key.
 func (s *Sketch) Estimate(hash uint32) int {
 	l, h := s.line(hash)
 	least := uint64(maxCount)
@@ -65,7 +68,7 @@ func (s *Sketch) Estimate(hash uint32) int {
 	return int(least)
 }
 
-// Add counts n accesses to a key.
+// Add counts n accesses to a key, n >= 0.
 func (s *Sketch) Add(hash uint32, n int) {
 	l, h := s.line(hash)
 	for row := range rows {

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 )
 
+// These tests compare the sketch's estimates with true counts.
+
 func TestNeverBelowTheTruthUntilItForgets(t *testing.T) {
 	const keys = 1000
 	s := New(keys)

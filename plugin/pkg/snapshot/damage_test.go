@@ -15,12 +15,14 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// small returns a few records with something in all fields.
+// This file tests reading damaged and malicious files.
+
+// small returns a few records whose fields are all set.
 func small() []*Record {
 	records := typical(4)
 	records[1].Wildcard = "*.example."
-	records[2].Hot, records[2].CD = true, true
-	// Doubles: matches in the compressed bytes that reach over whole records.
+	records[2].Hot, records[2].CD, records[2].NoRD = true, true, true
+	// Equal records make matches in the compressed bytes that reach over whole records.
 	return append(records, clone(records[1]), clone(records[1]), clone(records[2]))
 }
 
@@ -45,12 +47,12 @@ func TestEveryFlippedBit(t *testing.T) {
 			harmless++
 		}
 	}
-	// Such as the bit of a frame's header that has no meaning, or a larger window.
+	// Harmless are, for instance, the bit of a zstd frame's header that has no meaning, and a larger window.
 	t.Logf("%d of %d flipped bits do no harm", harmless, 8*len(file))
 }
 
-// TestFlippedBitUnpacked flips bits in what zstd has unpacked, as a fault in memory would: only the CRC of
-// the frames is there to notice.
+// TestFlippedBitUnpacked flips bits in the unpacked bytes, as a fault in memory would. Only the CRC of the frames can
+// detect these.
 func TestFlippedBitUnpacked(t *testing.T) {
 	t.Parallel()
 	want := small()
@@ -120,7 +122,7 @@ func TestSomethingBehindTheEnd(t *testing.T) {
 	}
 }
 
-// bomb returns a file with so many times a chunk behind what a real one begins with, without its end.
+// bomb returns a file without an end: the beginning, and then times copies of chunk.
 func bomb(t testing.TB, begin, chunk []byte, times int) []byte {
 	var b bytes.Buffer
 	z, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
@@ -137,13 +139,13 @@ func bomb(t testing.TB, begin, chunk []byte, times int) []byte {
 	return b.Bytes()
 }
 
-// TestBombs reads files that unpack to much more than they are. It does not run beside other tests: it
-// measures the memory.
+// TestBombs reads files that unpack to much more than their size. It does not run in parallel, because it measures
+// memory.
 func TestBombs(t *testing.T) {
 	begin := unzip(t, pack(t, testHeader, nil))
 	begin = begin[:len(begin)-len(stopFrame)]
 
-	// Frames that follow each other, with the right CRCs, and all bytes the same otherwise.
+	// Valid frames in order, with the right CRCs, and otherwise the same bytes.
 	var e encoder
 	head, err := e.header(&testHeader)
 	if err != nil {
@@ -244,7 +246,7 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// TestFieldsOfLaterVersions reads fields that nobody knows yet.
+// TestFieldsOfLaterVersions reads fields that this version does not know.
 func TestFieldsOfLaterVersions(t *testing.T) {
 	t.Parallel()
 	want := typical(1)
@@ -265,7 +267,7 @@ func TestFieldsOfLaterVersions(t *testing.T) {
 	if !ok {
 		t.Fatal("cannot parse")
 	}
-	// In the dnstap message, and in Extra.
+	// The unknown fields are in the dnstap message, and in Extra.
 	body = append(slices.Clone(body), more...)
 	body = appendBytes(body, tagExtra, slices.Concat(m.extra, more))
 	plain = slices.Concat(plain, withLength(reseal(crc, body)), stopFrame)
@@ -293,6 +295,7 @@ func TestValuesOutOfRange(t *testing.T) {
 		"frequency":   {extra(appendVarint(nil, tagFrequency, 256)), corrupt},
 		"accesses":    {extra(appendVarint(nil, tagAccesses, 1<<32)), corrupt},
 		"hits":        {extra(appendVarint(nil, tagHits, 1<<32)), corrupt},
+		"TTL":         {extra(appendVarint(nil, tagTTL, 1<<32)), corrupt},
 		"wildcard":    {extra(appendBytes(nil, tagWildcard, make([]byte, MaxWildcard+1))), corrupt},
 		"extra":       {extra([]byte{0xff}), corrupt},
 		"seconds":     {message(kind, response, appendVarint(nil, tagResponseSec, 1<<63)), corrupt},
@@ -316,7 +319,7 @@ func TestValuesOutOfRange(t *testing.T) {
 	}
 }
 
-// reseal repeats a frame's Extra, which is the one that counts, with the CRC at its end.
+// reseal appends another Extra to a frame, with the right CRC at its end. The last Extra is the one that counts.
 func reseal(crc uint32, body []byte) []byte {
 	m, _ := parse(body)
 	body = append(slices.Clone(body), byte(tagExtra))
@@ -330,8 +333,8 @@ func withLength(frame []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(frame))), frame...)
 }
 
-// split returns Frame Streams' frames with their lengths: first the one that starts, then the header, at the end
-// the one that stops.
+// split returns the frames of Frame Streams with their lengths: the start frame, the header, the records, and the
+// stop frame.
 func split(plain []byte) (frames [][]byte) {
 	for len(plain) > 0 {
 		n := 4 + int(binary.BigEndian.Uint32(plain))
@@ -344,7 +347,7 @@ func split(plain []byte) (frames [][]byte) {
 	return frames
 }
 
-// zipper is shared by all tests: a new one costs more than what it compresses.
+// zipper is shared by all tests, because to make an encoder takes longer than to use it.
 var zipper, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(2), zstd.WithEncoderLevel(zstd.SpeedFastest),
 	zstd.WithWindowSize(64<<10), zstd.WithZeroFrames(true))
 
@@ -367,7 +370,7 @@ func unzip(t testing.TB, file []byte) []byte {
 	return b
 }
 
-// FuzzRead reads any bytes: as a file, and as what a file unpacks to.
+// FuzzRead reads any bytes, as a file and as the unpacked content of a file.
 func FuzzRead(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte(magic))
@@ -388,14 +391,14 @@ func FuzzRead(f *testing.F) {
 				}
 				continue
 			}
-			// What can be read can be written.
+			// Records that have been read can be written.
 			_, again, err := unpack(pack(t, testHeader, records), Limits{})
 			if err != nil || len(again) != len(records) {
 				t.Fatalf("%d records of %d, %v", len(again), len(records), err)
 			}
 			checkPrefix(t, again, records)
 		}
-		// And the frames, without a CRC in the way.
+		// The frames are decoded without the CRC, too.
 		if m, ok := parse(b); ok && len(m.response) > len(b) {
 			t.Errorf("a response of %d bytes", len(m.response))
 		}

@@ -1,14 +1,13 @@
-// Package snapshot writes the answers of a DNS cache to a file and reads them back, so that a cache
-// does not start empty.
+// Package snapshot writes the answers of a DNS cache to a file and reads them back, so that a cache does not start
+// empty.
 //
-// The file is a zstd stream (RFC 8878) of Frame Streams with the content type
-// "protobuf:dnstap.Dnstap"; each data frame is a dnstap message. So "zstd -dc FILE | dnstap-read
-// /dev/stdin" shows what is inside.
+// The file is a zstd stream (RFC 8878) of Frame Streams with the content type "protobuf:dnstap.Dnstap". Each data
+// frame is a dnstap message, so that "zstd -dc FILE | dnstap-read /dev/stdin" shows the content.
 //
-// In all frames Dnstap.version is "optcache-snapshot/1", and Dnstap.identity the instance that wrote the
-// file. The first frame is the header, a TOOL_RESPONSE to a made-up question, with the time of writing as its response
-// time. Each other one is an answer, a CLIENT_RESPONSE, with the time when it came as its response time. What
-// dnstap has no place for is a protobuf message in Dnstap.extra:
+// In all frames Dnstap.version is "optcache-snapshot/1", and Dnstap.identity is the instance that wrote the file. The
+// first frame is the header: a TOOL_RESPONSE to a made-up question, whose response time is the time of writing. Each
+// other frame is an answer: a CLIENT_RESPONSE, whose response time is when the answer came. Dnstap.extra is a
+// protobuf message with the fields that dnstap has no place for:
 //
 //	message Extra {
 //	  bool do = 1;         // bits of the request that the answer is for
@@ -21,17 +20,23 @@
 //	  sint64 hits_age = 8; // ns
 //	  string wildcard = 9;
 //	  bytes caller = 10;   // in the header only
+//	  uint32 ttl = 12;     // s; earlier files have none
+//	  bool no_rd = 11;     // a request with RD=0 has brought the answer
+//	  string subnet = 13;  // the prefix of the clients that the answer is for, if it is not for all; "any": of some clients
+//	  bool for_all = 14;   // a request with a client subnet has brought the answer, which is for all
 //	  fixed32 crc = 15;
 //	}
 //
-// Extra is the last field of a frame, and crc the last one in it: the last four bytes of a frame
-// are the CRC-32C of all bytes of data frames before them, without the other frames' last four. So a
-// frame passes only where it was written, after those that were written before it; a byte that has
-// changed, and a frame that is lost, doubled or moved, end the reading. The checksum of zstd is there
-// too: it covers the end.
+// Extra is the last field of a frame, and crc is the last field of Extra. So the last four bytes of a frame are a
+// CRC-32C. It covers all bytes of the data frames up to there, without the CRCs of the other frames. A frame is valid
+// only in the place where it was written, after the same frames. Reading ends at a byte that has changed, and where a
+// frame has been lost, doubled or moved. The checksum of zstd covers the end of the file.
 //
-// A reader skips fields that it does not know, and takes any minor version ("optcache-snapshot/1.2").
+// A reader skips fields that it does not know, and accepts any minor version ("optcache-snapshot/1.2"). A field without which
+// an answer would be served wrongly needs a new major version, once there is a release whose readers do not know it: a reader
+// refuses such a file whole. The folder testdata has a file of each version, as its program wrote it.
 //
-// Whoever can write the file decides what the cache answers; a CRC does not change that. It is
-// read as something that may hold anything, but is trusted in what it says.
+// A CRC is not a signature: a user who can write the file decides what the cache answers. Therefore Read accepts only
+// files of the process's user and of root. The caller must check the responses all the same, because the file can
+// hold anything.
 package snapshot

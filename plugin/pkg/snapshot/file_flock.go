@@ -11,17 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags of open. O_NONBLOCK: a FIFO that nobody else has open must not stop the process.
+// This file has the file operations that differ by system, for systems with flock(2).
+
+// Flags for opening an existing file. O_NONBLOCK: opening a FIFO without a writer must not block the process.
 const (
-	readFlags  = os.O_RDONLY | unix.O_NONBLOCK
-	writeFlags = os.O_CREATE | os.O_WRONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	noFollow  = unix.O_NOFOLLOW
+	openFlags = noFollow | unix.O_NONBLOCK
 )
 
-// An open file may be renamed and removed, and keeps its lock.
+// closeFirst says whether a file must be closed before it is renamed or removed. Here it need not, and keeps its
+// lock.
 const closeFirst = false
 
-// lock takes the lock of a file that has been opened for writing, and returns false if another has it. Closing
-// the file gives it back; so does the death of the process.
+// lock takes the exclusive lock of a file that is open for writing. It returns false if another open file has the
+// lock. The lock ends when the file is closed, or the process dies.
 func lock(f *os.File) (bool, error) {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -36,16 +39,25 @@ func lock(f *os.File) (bool, error) {
 	}
 }
 
-// othersMayWrite says whether anybody may write the file.
+// othersMayWrite reports whether every user may write the file.
 func othersMayWrite(info fs.FileInfo) bool { return info.Mode()&0o002 != 0 }
 
-// hasOtherNames says whether the file has hard links.
+// hasOtherNames reports whether the file has more than one hard link.
 func hasOtherNames(info fs.FileInfo) bool {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return ok && stat.Nlink > 1
 }
 
-// syncFolder makes a rename in a folder survive a loss of power. There are file systems that cannot.
+// owner returns the user ID of a file's owner. ok is false if the system does not tell.
+func owner(info fs.FileInfo) (uid uint32, ok bool) {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return stat.Uid, true
+}
+
+// syncFolder makes a rename in a folder durable. It ignores that some file systems cannot do so.
 func syncFolder(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

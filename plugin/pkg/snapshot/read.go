@@ -7,60 +7,130 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/klauspost/compress/zstd"
 )
 
-// maxWindow is the size in bytes of the window that the decoder allocates at the most: what every
-// decoder should support (RFC 8878, 3.1.1.1.2).
+// This file reads snapshots: the checks before a file is trusted, Frame Streams, and the limits. The records in the
+// frames are decoded in record.go.
+
+// maxWindow bounds the window that the decoder allocates, in bytes. Every decoder should support that size (RFC 8878,
+// 3.1.1.1.2).
 const maxWindow = 8 << 20
 
-// readBuffer is the size in bytes of the buffers for packed and for unpacked bytes. A frame has to fit.
+// readBuffer is the size in bytes of each of the two buffers, for packed and for unpacked bytes. A frame must fit in
+// it.
 const readBuffer = 128 << 10
 
-// magic begins a zstd frame.
+// magic is the first four bytes of a zstd frame.
 const magic = "\x28\xb5\x2f\xfd"
 
-// Limits says how much of a file is read at the most, before Read gives up.
+// Limits bounds what Read reads from a file before it returns an error.
 type Limits struct {
 	Records int   // 0: no limit
 	Bytes   int64 // unpacked; 0: no limit
 }
 
-// Read reads a file. It calls header first, which may be nil, and then each for every record, in the order in which they
-// were written. What they get is theirs only during the call. If one returns an error, Read ends with it.
+// Read reads the file at path. It calls header first, which may be nil, and then each for every record in the order
+// of writing. Their arguments are valid only during the call. If one returns an error, Read returns it.
 //
-// Whatever the bytes of the file, all records that each gets are what was written, from the first on. If then something
-// is wrong, there is an error, and Stats says how many there were. Memory is bounded by
-// the window of 8 MiB, whatever the file holds.
+// Whatever the bytes of the file, the records that each gets are those that were written, from the first on. If the
+// rest is damaged, Read returns an error, and Stats has the number of records up to there. Memory is bounded by the
+// window of 8 MiB.
 //
-// The file may be a symbolic link. It is an error if it is not a regular file, or if everybody may write it. For all errors
-// see Reason.
+// The file must be a regular one without other hard links. It must belong to the process's user or to root, and not
+// every user may write it. Group members may write it: Kubernetes' fsGroup makes files so. Read follows a symbolic
+// link of the process's user or of root. Otherwise, and for anything wrong with the file, Read returns an error with
+// a Reason.
 func Read(path string, l Limits, header func(*Header) error, each func(*Record) error) (Stats, error) {
-	f, err := os.OpenFile(path, readFlags, 0)
+	f, info, err := open(path)
 	if err != nil {
-		return Stats{}, err
+		return Stats{}, named(path, err)
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return Stats{}, err
-	case !info.Mode().IsRegular():
-		return Stats{}, named(path, failure{notRegular, errors.New("no regular file")})
-	case othersMayWrite(info):
-		return Stats{}, named(path, failure{permission, errors.New("everybody may write it")})
-	}
 	n, err := read(f, l, header, each)
 	return Stats{n, info.Size()}, named(path, err)
 }
 
-// read reads all of a file, and returns the number of records that each has got.
+// ReadFrom is Read for the content of a file, which the caller trusts, and returns the number of records.
+func ReadFrom(f io.Reader, l Limits, header func(*Header) error, each func(*Record) error) (int, error) {
+	return read(f, l, header, each)
+}
+
+// open opens a file that can be trusted, as Read defines it.
+func open(path string) (*os.File, fs.FileInfo, error) {
+	// The file's type is checked before opening: for some devices, opening alone has an effect.
+	flags := openFlags
+	link, err := os.Lstat(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	info, linked := link, link.Mode()&fs.ModeSymlink != 0
+	if linked {
+		if err := distrustOwner(link); err != nil {
+			return nil, nil, err
+		}
+		flags &^= noFollow
+		if info, err = os.Stat(path); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := distrust(info); err != nil {
+		return nil, nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|flags, 0)
+	if err != nil {
+		return nil, nil, irregular(path, err)
+	}
+	// Another file may be at the path since. What counts is the open file.
+	if info, err = f.Stat(); err == nil {
+		err = distrust(info)
+	}
+	if now, e := os.Lstat(path); err == nil && linked && (e != nil || !os.SameFile(link, now)) {
+		err = failure{permission, errors.New("its symbolic link was exchanged when it was opened")}
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, info, nil
+}
+
+// distrust returns an error if a file cannot be trusted, or nil.
+func distrust(info fs.FileInfo) error {
+	switch {
+	case !info.Mode().IsRegular():
+		return failure{notRegular, errors.New("no regular file")}
+	case othersMayWrite(info):
+		return failure{permission, errors.New("everybody may write it")}
+	case hasOtherNames(info):
+		return failure{notRegular, errors.New("it has other hard links")}
+	}
+	return distrustOwner(info)
+}
+
+// distrustOwner returns an error if a file belongs neither to the process's user nor to root. Root can do everything
+// anyway.
+func distrustOwner(info fs.FileInfo) error {
+	if uid, ok := owner(info); ok && uid != 0 && int(uid) != os.Geteuid() {
+		return failure{permission, fmt.Errorf("it belongs to another user, with the ID %d", uid)}
+	}
+	return nil
+}
+
+// isOwn reports whether a file belongs to the process's user.
+func isOwn(info fs.FileInfo) bool {
+	uid, ok := owner(info)
+	return !ok || int(uid) == os.Geteuid()
+}
+
+// read reads a whole file, and returns the number of records that it has passed to each.
 func read(f io.Reader, l Limits, header func(*Header) error, each func(*Record) error) (int, error) {
 	in := &source{r: f, left: -1}
 	if l.Bytes > 0 {
-		// Bytes that cannot be compressed get a little longer.
+		// Bytes that cannot be compressed get a little longer when they are packed.
 		in.left = l.Bytes + l.Bytes/64 + 4096
 	}
 	packed := bufio.NewReaderSize(in, readBuffer)
@@ -102,7 +172,7 @@ func read(f io.Reader, l Limits, header func(*Header) error, each func(*Record) 
 	}
 }
 
-// start reads what comes before the records.
+// start reads the control frame at the beginning and the header.
 func start(fr *frames, d *decoder, header func(*Header) error) error {
 	if err := fr.start(); err != nil {
 		return err
@@ -127,12 +197,12 @@ func start(fr *frames, d *decoder, header func(*Header) error) error {
 // frames reads Frame Streams.
 type frames struct {
 	r       *bufio.Reader
-	used    int   // bytes of the last frame, which are still in r
-	left    int64 // bytes that may be read
+	used    int   // bytes of the last frame, which r has not discarded yet
+	left    int64 // bytes that may be read, if limited
 	limited bool
 }
 
-// take returns the next n bytes, at most readBuffer, valid until the next call.
+// take returns the next n bytes, at most readBuffer. They are valid until the next call.
 func (fr *frames) take(n int) ([]byte, error) {
 	fr.r.Discard(fr.used)
 	fr.used = 0
@@ -148,7 +218,6 @@ func (fr *frames) take(n int) ([]byte, error) {
 	return b, nil
 }
 
-// number returns the next four bytes as a number.
 func (fr *frames) number() (uint32, error) {
 	b, err := fr.take(4)
 	if err != nil {
@@ -157,7 +226,7 @@ func (fr *frames) number() (uint32, error) {
 	return binary.BigEndian.Uint32(b), nil
 }
 
-// control returns the type and the fields of a control frame, of which the zero in front has been read.
+// control returns the type and the fields of a control frame. The zero in front of it has been read.
 func (fr *frames) control() (kind uint32, fields []byte, err error) {
 	n, err := fr.number()
 	if err != nil {
@@ -200,7 +269,8 @@ func (fr *frames) start() error {
 	return nil
 }
 
-// next returns the next data frame, valid until the next call, or io.EOF if there is none and all is well.
+// next returns the next data frame, which is valid until the next call. It returns io.EOF at the end of an undamaged
+// file.
 func (fr *frames) next() ([]byte, error) {
 	n, err := fr.number()
 	if err != nil {
@@ -220,7 +290,7 @@ func (fr *frames) next() ([]byte, error) {
 	if kind != controlStop {
 		return nil, fmt.Errorf("a control frame of type %d among the records", kind)
 	}
-	// The decoder compares its checksum when it comes to the end.
+	// The decoder compares zstd's checksum only when it is read to its end.
 	fr.r.Discard(fr.used)
 	fr.used = 0
 	switch _, err := fr.r.Peek(1); err {
@@ -231,7 +301,7 @@ func (fr *frames) next() ([]byte, error) {
 	}
 }
 
-// notYet is for an end where there must be none.
+// notYet turns the end of the file in a place where it must not end into an error.
 func notYet(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -239,7 +309,7 @@ func notYet(err error) error {
 	return err
 }
 
-// source reads the file, and remembers an error of that.
+// source reads the file. It remembers an error, because the decoder may wrap or replace it.
 type source struct {
 	r    io.Reader
 	left int64 // bytes that may be read; negative: all
@@ -267,10 +337,10 @@ func (s *source) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// callerError is an error of a caller's function, which says nothing about the file.
+// callerError is an error of the header function, which says nothing about the file.
 type callerError struct{ error }
 
-// explain returns what is wrong with the file if reading it has ended with an error.
+// explain returns the error, with its reason, for a reading that has ended with err.
 func (s *source) explain(err error) error {
 	var f failure
 	var c callerError

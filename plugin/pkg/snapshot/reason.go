@@ -7,7 +7,9 @@ import (
 	"os"
 )
 
-// What Reason returns.
+// This file classifies errors by their reason.
+
+// The words that Reason returns.
 const (
 	missing      = "missing"
 	permission   = "permission"
@@ -30,20 +32,21 @@ type failure struct {
 func (f failure) Error() string { return f.cause.Error() }
 func (f failure) Unwrap() error { return f.cause }
 
-// Reason returns a word for an error of this package, for a metric's label:
+// Reason returns a word for an error of this package, for use as a metric's label:
 //
 //   - missing: there is no file, or no folder to write it to
-//   - permission: the file may not be read or written, or others may write it
-//   - not_regular: it is a folder, a FIFO or another thing that is no regular file
-//   - foreign: it is no snapshot
-//   - version: it is one, of a version that is not known here
-//   - cut_off: it ends too early
-//   - corrupt: it has changed since it was written
-//   - too_large: it holds more than Limits
+//   - permission: the process may not read or write the file, the file belongs to another user, or every user may
+//     write it
+//   - not_regular: the file is a folder, a FIFO or another file that is not regular, or has other hard links
+//   - foreign: the file is not a snapshot
+//   - version: the snapshot has an unknown version of the format
+//   - cut_off: the file ends too early
+//   - corrupt: the file has changed since it was written
+//   - too_large: the file holds more than Limits
 //   - disk: the disk is full, or fails
-//   - other: anything else, and errors of the caller's functions
+//   - other: all other errors, and errors of the caller's functions
 //
-// For nil it is "".
+// For nil it returns "".
 func Reason(err error) string {
 	var f failure
 	switch {
@@ -61,7 +64,7 @@ func Reason(err error) string {
 	return other
 }
 
-// named returns the error with the file's path, if it has none yet.
+// named adds the file's path to an error that has none.
 func named(path string, err error) error {
 	var p *fs.PathError
 	var l *os.LinkError

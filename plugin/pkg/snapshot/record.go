@@ -12,14 +12,18 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
+// This file encodes and decodes the frames of a snapshot: the header and the records. It does no I/O.
+
 // Sizes in bytes of what a frame may hold.
 const (
 	MaxResponse = 65535 // a DNS message's length is 16 bits over TCP (RFC 1035, 4.2.2)
 	MaxInstance = 255
-	MaxWildcard = 1024  // a name of 255 bytes with all of them escaped has 1,004 in presentation format
+	MaxWildcard = 1024 // a name of 255 bytes with all of them escaped has 1,004 in presentation format
+	MaxSubnet   = 64
 	MaxExtra    = 65535 // of the header
 
-	// maxFrame leaves room for fields that a later minor version may add.
+	// maxFrame is the largest frame that is read, in bytes. It leaves room for fields that a later minor version may
+	// add.
 	maxFrame = 65535 + 4096
 )
 
@@ -28,31 +32,39 @@ const (
 	version = "1"
 )
 
-// maxSeconds is the last second of the year 9999, since 1970.
+// maxSeconds is the last second of the year 9999, in Unix time.
 const maxSeconds = 253402300799
 
-// Header says where a file comes from.
+// Header says which instance wrote a file, and when.
 type Header struct {
 	Instance string    // at most MaxInstance bytes
 	Written  time.Time // from 1970 to 9999, in ns
 	Extra    []byte    // the caller's, at most MaxExtra bytes
 }
 
-// Record is an answer, and what the cache knows about it.
+// Record is an answer, and what the cache knows about it. Hits is its popularity for prefetch, and HitsAge the time
+// since the last of them.
 type Record struct {
 	Response  []byte    // DNS message in wire format, at most MaxResponse bytes
 	Stored    time.Time // when it came, from 1970 to 9999, in ns
+	TTL       uint32    // in seconds; 0: the file does not say
 	DO, CD    bool      // bits of the request that the answer is for
+	NoRD      bool      // a request with RD=0 has brought it
+	ForAll    bool      // a request with a client subnet has brought it, and it is for all
 	Protected bool      // segment; otherwise probationary
 	Hot       bool
 	Accesses  uint32
 	Frequency uint8
-	Hits      uint32        // popularity for prefetch,
-	HitsAge   time.Duration // and since when it is counted
+	Hits      uint32        // popularity for prefetch
+	HitsAge   time.Duration // since the last of the hits
 	Wildcard  string        // at most MaxWildcard bytes
+	Subnet    string        // the prefix that it is for, as text, at most MaxSubnet bytes, or AnySubnet; empty: none
 }
 
-// Values and tags of dnstap's protobuf messages that a file has.
+// AnySubnet is the Subnet of an answer that is for one subnet, and was kept for all: ecs off.
+const AnySubnet = "any"
+
+// Values and tags of dnstap's protobuf messages that occur in a file.
 const (
 	dnstapMessage     = 1 // Dnstap.Type
 	clientResponse    = 6 // Message.Type
@@ -83,28 +95,32 @@ const (
 	tagHitsAge   = 8<<3 | uint64(protowire.VarintType)
 	tagWildcard  = 9<<3 | uint64(protowire.BytesType)
 	tagCaller    = 10<<3 | uint64(protowire.BytesType)
+	tagTTL       = 12<<3 | uint64(protowire.VarintType)
+	tagNoRD      = 11<<3 | uint64(protowire.VarintType)
+	tagSubnet    = 13<<3 | uint64(protowire.BytesType)
+	tagForAll    = 14<<3 | uint64(protowire.VarintType)
 	tagCRC       = 15<<3 | uint64(protowire.Fixed32Type)
 )
 
-// crcSize is the size in bytes of the CRC's field, with its tag.
+// crcSize is the size in bytes of the field crc, with its tag.
 const crcSize = 1 + 4
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// headerMessage is the response in the header: to a question for TXT in class CH (RFC 1035), of a name that
-// says what the file is.
+// headerMessage is the response in the header. Its question is for TXT in class CH (RFC 1035), of a name that says
+// what the file is.
 var headerMessage = []byte("\x00\x00\x80\x00\x00\x01\x00\x00\x00\x00\x00\x00" +
 	"\x11optcache-snapshot\x00\x00\x10\x00\x03")
 
-// encoder makes frames, one after the other.
+// encoder makes the frames of one file, in order.
 type encoder struct {
-	buf   []byte // a frame and its length before it
+	buf   []byte // the last frame, with its length in front
 	extra []byte
-	head  []byte // Dnstap's fields that all frames have
-	crc   uint32 // of the frames so far
+	head  []byte // fields of Dnstap that are the same in all frames
+	crc   uint32 // of the data frames so far
 }
 
-// header returns the header's frame. It is the encoder's, until the next one.
+// header returns the header's frame. It is valid until the next call.
 func (e *encoder) header(h *Header) ([]byte, error) {
 	switch {
 	case len(h.Instance) > MaxInstance:
@@ -120,19 +136,21 @@ func (e *encoder) header(h *Header) ([]byte, error) {
 	return e.frame(toolResponse, headerMessage, h.Written)
 }
 
-// record returns a record's frame. It is the encoder's, until the next one.
+// record returns a record's frame. It is valid until the next call.
 func (e *encoder) record(r *Record) ([]byte, error) {
 	switch {
 	case len(r.Response) > MaxResponse:
 		return nil, fmt.Errorf("a response has %d bytes, more than %d", len(r.Response), MaxResponse)
 	case len(r.Wildcard) > MaxWildcard:
 		return nil, fmt.Errorf("a wildcard has %d bytes, more than %d", len(r.Wildcard), MaxWildcard)
+	case len(r.Subnet) > MaxSubnet:
+		return nil, fmt.Errorf("a subnet has %d bytes, more than %d", len(r.Subnet), MaxSubnet)
 	}
 	x := e.extra[:0]
 	for _, flag := range [...]struct {
 		tag uint64
 		set bool
-	}{{tagDO, r.DO}, {tagCD, r.CD}, {tagProtected, r.Protected}, {tagHot, r.Hot}} {
+	}{{tagDO, r.DO}, {tagCD, r.CD}, {tagProtected, r.Protected}, {tagHot, r.Hot}, {tagNoRD, r.NoRD}, {tagForAll, r.ForAll}} {
 		if flag.set {
 			x = appendVarint(x, flag.tag, 1)
 		}
@@ -141,14 +159,20 @@ func (e *encoder) record(r *Record) ([]byte, error) {
 	x = appendVarint(x, tagFrequency, uint64(r.Frequency))
 	x = appendVarint(x, tagHits, uint64(r.Hits))
 	x = appendVarint(x, tagHitsAge, protowire.EncodeZigZag(int64(r.HitsAge)))
+	if r.TTL > 0 {
+		x = appendVarint(x, tagTTL, uint64(r.TTL))
+	}
 	if r.Wildcard != "" {
 		x = appendBytes(x, tagWildcard, r.Wildcard)
+	}
+	if r.Subnet != "" {
+		x = appendBytes(x, tagSubnet, r.Subnet)
 	}
 	e.extra = x
 	return e.frame(clientResponse, r.Response, r.Stored)
 }
 
-// frame returns a frame with its length before it, and with e.extra.
+// frame returns a frame with its length in front, and with e.extra and the CRC.
 func (e *encoder) frame(kind uint64, response []byte, at time.Time) ([]byte, error) {
 	sec := at.Unix()
 	if sec < 0 || sec > maxSeconds {
@@ -178,7 +202,7 @@ func (e *encoder) frame(kind uint64, response []byte, at time.Time) ([]byte, err
 	return b, nil
 }
 
-// All tags here fit a byte: the fields' numbers are less than 16.
+// The numbers of all fields are less than 16, so that a tag fits a byte.
 func appendVarint(b []byte, tag, v uint64) []byte {
 	return protowire.AppendVarint(append(b, byte(tag)), v)
 }
@@ -188,7 +212,7 @@ func appendBytes[T string | []byte](b []byte, tag uint64, v T) []byte {
 	return append(b, v...)
 }
 
-// decoder takes frames, one after the other. Its methods never allocate by what a frame says.
+// decoder decodes the frames of one file, in order. Its methods never allocate an amount that a frame asks for.
 type decoder struct {
 	record Record
 	crc    uint32 // of the frames so far
@@ -199,7 +223,7 @@ var (
 	errCRC   = errors.New("a frame has a wrong checksum")
 )
 
-// header decodes the header's frame. What it returns points into the frame.
+// header decodes the header's frame. The result points into b.
 func (d *decoder) header(b []byte) (*Header, error) {
 	m, ok := parse(b)
 	if !ok || !bytes.HasPrefix(m.version, []byte(format)) {
@@ -207,7 +231,7 @@ func (d *decoder) header(b []byte) (*Header, error) {
 	}
 	v := m.version[len(format):]
 	if major, _, _ := bytes.Cut(v, []byte(".")); string(major) != version {
-		return nil, failure{otherVersion, fmt.Errorf("version %.20q of the format, not %s", v, version)}
+		return nil, failure{otherVersion, fmt.Errorf("the snapshot has version %.20q of the format, and this program reads %s", v, version)}
 	}
 	d.crc = 0
 	if err := d.check(b); err != nil {
@@ -229,7 +253,7 @@ func (d *decoder) header(b []byte) (*Header, error) {
 	return h, nil
 }
 
-// next decodes a record's frame. The record is the decoder's, until the next one, and points into the frame.
+// next decodes a record's frame. The record is valid until the next call, and points into b.
 func (d *decoder) next(b []byte) (*Record, error) {
 	if err := d.check(b); err != nil {
 		return nil, err
@@ -251,6 +275,10 @@ func (d *decoder) next(b []byte) (*Record, error) {
 			r.DO = f.value != 0
 		case tagCD:
 			r.CD = f.value != 0
+		case tagNoRD:
+			r.NoRD = f.value != 0
+		case tagForAll:
+			r.ForAll = f.value != 0
 		case tagProtected:
 			r.Protected = f.value != 0
 		case tagHot:
@@ -263,11 +291,18 @@ func (d *decoder) next(b []byte) (*Record, error) {
 			r.Hits, limit = uint32(f.value), math.MaxUint32
 		case tagHitsAge:
 			r.HitsAge = time.Duration(protowire.DecodeZigZag(f.value))
+		case tagTTL:
+			r.TTL, limit = uint32(f.value), math.MaxUint32
 		case tagWildcard:
 			if len(f.bytes) > MaxWildcard {
 				return nil, errFrame
 			}
 			r.Wildcard = string(f.bytes)
+		case tagSubnet:
+			if len(f.bytes) > MaxSubnet {
+				return nil, errFrame
+			}
+			r.Subnet = string(f.bytes)
 		}
 		if f.value > limit {
 			return nil, errFrame
@@ -276,7 +311,7 @@ func (d *decoder) next(b []byte) (*Record, error) {
 	return r, nil
 }
 
-// check says whether a frame is the one that was written after the last one.
+// check returns an error if b is not the frame that was written after the previous one.
 func (d *decoder) check(b []byte) error {
 	n := len(b) - 4
 	if n < 1 || b[n-1] != byte(tagCRC) {
@@ -298,12 +333,12 @@ type message struct {
 	nsec uint64
 }
 
-// timed says whether the message has a time that Header and Record allow.
+// timed reports whether the message has a time that Header and Record allow.
 func (m *message) timed() bool { return m.sec <= maxSeconds && m.nsec < 1e9 }
 
 func (m *message) time() time.Time { return time.Unix(int64(m.sec), int64(m.nsec)) }
 
-// parse reads a dnstap message. It returns false if it is malformed, or none with a response.
+// parse reads a dnstap message. It returns false if the message is malformed, or has no response.
 func parse(b []byte) (m message, ok bool) {
 	var f field
 	var kind uint64
@@ -352,13 +387,13 @@ func (m *message) parse(b []byte) (ok bool) {
 // field is a field of a protobuf message.
 type field struct {
 	tag   uint64
-	value uint64 // of numbers
+	value uint64 // of a number
 	bytes []byte // of bytes and strings; not nil
 }
 
-// next returns the first field of a message, and what follows it.
+// next returns the first field of a message, and the bytes after it.
 func next(b []byte) (f field, rest []byte, ok bool) {
-	// Tags and numbers of one byte, which most are.
+	// Fast path for a tag and a number of one byte each, which most are.
 	if len(b) > 1 && b[0] >= 1<<3 && b[0] < 0x80 && b[0]&7 == byte(protowire.VarintType) && b[1] < 0x80 {
 		return field{tag: uint64(b[0]), value: uint64(b[1])}, b[2:], true
 	}

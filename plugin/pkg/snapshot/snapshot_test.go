@@ -21,11 +21,13 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// This file tests that what is written is read back, and has what the tests of the package share.
+
 var written = time.Date(2026, 5, 4, 3, 2, 1, 123456789, time.UTC)
 
 var testHeader = Header{Instance: "ns1.example.org", Written: written, Extra: []byte("extra\x00bytes")}
 
-// answer returns a response to a question for the address of a name.
+// answer returns a response to a query for the address of a name.
 func answer(name string, ip [4]byte) []byte {
 	b := []byte{0, 0, 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0}
 	for _, label := range strings.Split(name, ".") {
@@ -35,7 +37,7 @@ func answer(name string, ip [4]byte) []byte {
 	return append(append(b, 0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4), ip[:]...)
 }
 
-// typical returns n records as a cache of addresses has them.
+// typical returns n records like those of a cache of addresses.
 func typical(n int) []*Record {
 	rng := rand.New(rand.NewPCG(1, 2))
 	records := make([]*Record, n)
@@ -44,6 +46,7 @@ func typical(n int) []*Record {
 		records[i] = &Record{
 			Response:  answer(fmt.Sprintf("host%d.zone%d.example", i, rng.IntN(5000)), [4]byte{byte(v), byte(v >> 8), byte(v >> 16), byte(v >> 24)}),
 			Stored:    written.Add(-time.Duration(rng.Int64N(int64(time.Hour)))),
+			TTL:       rng.Uint32N(7200), // 0: a file of an earlier version
 			DO:        i%3 == 0,
 			Protected: i%4 != 0,
 			Accesses:  uint32(rng.ExpFloat64() * 10),
@@ -67,16 +70,17 @@ func unusual() []*Record {
 		{Response: big, Stored: time.Unix(maxSeconds, 999999999)},
 		{Response: make([]byte, MaxResponse), Stored: written, DO: true},
 		{Response: big[:17], Stored: written, CD: true},
+		{Response: big[:17], Stored: written, NoRD: true},
 		{Response: big[:17], Stored: written, Protected: true},
 		{Response: big[:17], Stored: written, Hot: true},
 		{Response: big[:17], Stored: written, DO: true, CD: true, Protected: true, Hot: true,
-			Accesses: math.MaxUint32, Frequency: math.MaxUint8, Hits: math.MaxUint32, HitsAge: math.MaxInt64,
+			TTL: math.MaxUint32, Accesses: math.MaxUint32, Frequency: math.MaxUint8, Hits: math.MaxUint32, HitsAge: math.MaxInt64,
 			Wildcard: strings.Repeat("x", MaxWildcard)},
 		{Response: big[:17], Stored: written, HitsAge: math.MinInt64, Wildcard: "*.example.org."},
 	}
 }
 
-// pack returns a file's bytes.
+// pack returns the bytes of a file.
 func pack(t testing.TB, h Header, records []*Record) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -86,7 +90,7 @@ func pack(t testing.TB, h Header, records []*Record) []byte {
 	return b.Bytes()
 }
 
-// unpack reads a file's bytes; what it returns is the caller's.
+// unpack reads a file from its bytes. The results belong to the caller.
 func unpack(b []byte, l Limits) (h *Header, records []*Record, err error) {
 	n, err := read(bytes.NewReader(b), l, func(got *Header) error {
 		h = &Header{got.Instance, got.Written, bytes.Clone(got.Extra)}
@@ -113,7 +117,7 @@ func same(a, b *Record) bool {
 	return reflect.DeepEqual(x, y)
 }
 
-// checkPrefix fails the test if what was read is not the beginning of what was written.
+// checkPrefix fails the test if got is not a prefix of want.
 func checkPrefix(t testing.TB, got, want []*Record) {
 	t.Helper()
 	if len(got) > len(want) {
@@ -203,7 +207,7 @@ func TestWriteRefusesWhatCannotBeRead(t *testing.T) {
 	}
 }
 
-// checkFolder fails the test if there are other files in a path's folder than those.
+// checkFolder fails the test if the folder of path has other files than names.
 func checkFolder(t *testing.T, path string, names ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Dir(path))
@@ -237,7 +241,7 @@ func TestCallersErrorsEndIt(t *testing.T) {
 	}
 }
 
-// TestDnstapReadsIt has the libraries of dnstap read what is written here.
+// TestDnstapReadsIt reads a file with the dnstap libraries.
 func TestDnstapReadsIt(t *testing.T) {
 	t.Parallel()
 	records := append(typical(100), unusual()...)

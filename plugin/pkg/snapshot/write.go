@@ -5,22 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 )
 
-// level is how hard the encoder tries. For BenchmarkWrite's records, the next one makes the file 4% smaller
-// and takes 1.8 times as long.
+// This file writes snapshots, and replaces the previous one at a single moment. The frames are encoded in record.go.
+
+// level is the encoder's level. With the records of BenchmarkWrite, the next level makes the file 4 % smaller and
+// takes 1.8 times as long.
 const level = zstd.SpeedFastest
 
-// window is the size in bytes of what the encoder looks back at; its memory is a small multiple of that.
+// window is how far the encoder looks back, in bytes. Its memory is a small multiple of that.
 const window = 1 << 20
 
-// Frame Streams: a control frame is a zero in place of a length, then its length, type and fields.
+// Frame Streams: a control frame is a zero in place of the length, and then its length, type and fields.
 const (
 	contentType = "protobuf:dnstap.Dnstap"
 
@@ -46,33 +48,52 @@ func control(kind uint32, content string) []byte {
 	return append(b, body...)
 }
 
-// Stats says what was written or read.
+// Stats says how much was written or read.
 type Stats struct {
 	Records int
 	Bytes   int64 // of the file, compressed
 }
 
-// Temporary is what is behind the path in the name of the file that is being written.
+// Temporary follows the path in the name of a file that is being written. Digits follow it: PATH.tmp123.
 const Temporary = ".tmp"
 
-// Write writes a file with the records, at the cost of at most one core and of a few MiB of memory. A record may
-// be used again when the next one is asked for.
+// IsBeside reports whether name is one of the files that belong to a snapshot at path: a temporary file, or that of its marks.
+func IsBeside(name, path string) bool {
+	marks := path + marksSuffix
+	return isTemporary(name, path) || name == marks || isTemporary(name, marks)
+}
+
+// isTemporary reports whether Write to path may use name for its temporary file. Write removes files with such names
+// that are abandoned.
+func isTemporary(name, path string) bool {
+	digits, ok := strings.CutPrefix(name, path+Temporary)
+	return ok && strings.Trim(digits, "0123456789") == ""
+}
+
+// Write writes a file with the header and the records. It uses at most one core and a few MiB of memory. It is done
+// with a record when it asks for the next one.
 //
-// It writes PATH.tmp, which it renames to path when all is on the disk. At every moment there is
-// either the old file or the new one at path, whole, even if the process is killed or the power is lost.
-// What a killed process has left at PATH.tmp is overwritten. A symbolic link at path is replaced.
+// Write writes to a new file PATH.tmpDIGITS, and renames it to path when all of it is on the disk. At every moment
+// the old file or the new file is at path, whole, even if the process is killed or power is lost. Of several writers,
+// the one that ends last wins. Write removes temporary files that killed processes of the same user have left. It
+// writes to no other file: not to one of another user, and not to the target of a symbolic link. It replaces a
+// symbolic link at path.
 //
-// After an error, path is as it was and PATH.tmp is gone; only if the folder cannot be synced,
-// the new file is there already. It is an error if another Write to path is under way, in any process, if there
-// is something else than a regular file at PATH.tmp, or if the header or a record is not what its type allows.
+// After an error, path is unchanged and the temporary file is removed. There are two exceptions. If the folder cannot
+// be synced, the new file is at path already. If another user who may write to the folder exchanges the file before
+// the rename, that file is at path, and the error says so. It is an error if the header or a record is not what its
+// type allows.
 func Write(path string, h Header, records iter.Seq[*Record]) (stats Stats, err error) {
-	f, err := create(path + Temporary)
+	sweep(path)
+	sweep(path + marksSuffix)
+	f, err := create(path)
 	if err != nil {
 		return stats, named(path, err)
 	}
 	renamed := false
 	defer func() {
-		// The lock goes last, with the file: what is at PATH.tmp until then is ours.
+		// The lock is released after the file is removed, so that no other writer takes the file for abandoned
+		// before.
 		if closeFirst {
 			f.Close()
 		}
@@ -94,33 +115,92 @@ func Write(path string, h Header, records iter.Seq[*Record]) (stats Stats, err e
 		return Stats{}, irregular(path, err)
 	}
 	renamed = true
+	info, err := os.Lstat(path)
+	if err == nil {
+		err = distrust(info)
+	}
+	if err != nil {
+		return Stats{}, named(path, fmt.Errorf("it was exchanged when it was written: %w", err))
+	}
 	return stats, named(path, syncFolder(filepath.Dir(path)))
 }
 
-// create opens an empty file with the mode 0600, locked.
+// create makes the temporary file for path: new, empty, with the mode 0600, and locked.
 func create(path string) (*os.File, error) {
-	// Another may rename or remove the file after it has been opened here and before it is locked. Then it is not
-	// to be touched, and the name is free for a new one.
 	for range 10 {
-		f, err := os.OpenFile(path, writeFlags, 0o600)
-		if err != nil {
-			return nil, irregular(path, err)
-		}
-		ours, err := claim(f)
-		if err == nil && ours {
-			return f, nil
-		}
-		f.Close()
+		f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+Temporary+"*") // O_EXCL
 		if err != nil {
 			return nil, err
 		}
+		locked, err := lock(f)
+		if err != nil {
+			f.Close()
+			os.Remove(f.Name())
+			return nil, err
+		}
+		if locked && isAt(f, f.Name()) {
+			return f, nil
+		}
+		f.Close() // another writer has removed the file before it was locked
 	}
-	return nil, errBusy
+	return nil, errSwept
 }
 
-var errBusy = errors.New("somebody else is writing it")
+var errSwept = errors.New("its temporary files disappear")
 
-// irregular gives an error its reason if that is the kind of what is at the path.
+// sweep removes temporary files for path that killed writers of this user have left. It ignores errors: a file that
+// stays takes up room but does no harm.
+func sweep(path string) {
+	dir := filepath.Dir(path)
+	folder, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer folder.Close()
+	path = filepath.Join(dir, filepath.Base(path))
+	for {
+		names, err := folder.Readdirnames(1024) // in parts: it may be a large folder of many users
+		for _, name := range names {
+			if name = filepath.Join(dir, name); isTemporary(name, path) {
+				removeAbandoned(name)
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// removeAbandoned removes a file that belongs to this user, if no writer holds its lock.
+func removeAbandoned(name string) {
+	info, err := os.Lstat(name)
+	if err != nil || distrust(info) != nil || !isOwn(info) {
+		return
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|openFlags, 0)
+	if err != nil {
+		return
+	}
+	if locked, err := lock(f); err == nil && locked && isAt(f, name) {
+		if closeFirst {
+			f.Close()
+		}
+		os.Remove(name)
+	}
+	f.Close()
+}
+
+// isAt reports whether the open file f is the file at name.
+func isAt(f *os.File, name string) bool {
+	info, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	at, err := os.Lstat(name)
+	return err == nil && os.SameFile(info, at)
+}
+
+// irregular adds a reason to err if the file at path is not a regular one.
 func irregular(path string, err error) error {
 	if info, e := os.Lstat(path); e == nil && !info.Mode().IsRegular() {
 		return failure{notRegular, err}
@@ -128,38 +208,12 @@ func irregular(path string, err error) error {
 	return err
 }
 
-// claim locks and empties a file. It returns false if there is another one at its path by now.
-func claim(f *os.File) (bool, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	if !info.Mode().IsRegular() {
-		return false, failure{notRegular, fmt.Errorf("%s is no regular file", f.Name())}
-	}
-	switch locked, err := lock(f); {
-	case err != nil:
-		return false, err
-	case !locked:
-		return false, errBusy
-	}
-	now, err := os.Lstat(f.Name())
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, now) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if hasOtherNames(now) {
-		return false, failure{notRegular, fmt.Errorf("%s has hard links", f.Name())}
-	}
-	if err := f.Chmod(0o600); err != nil {
-		return false, err
-	}
-	return true, f.Truncate(0)
+// WriteTo writes the content of a file to f. It uses as much of a core and of memory as Write does.
+func WriteTo(f io.Writer, h Header, records iter.Seq[*Record]) (Stats, error) {
+	return write(f, h, records)
 }
 
-// write writes all of a file.
+// write writes the content of a file.
 func write(f io.Writer, h Header, records iter.Seq[*Record]) (stats Stats, err error) {
 	out := &counter{w: f}
 	z, err := zstd.NewWriter(out, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(level),

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -13,38 +15,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// This file receives and sends packets on one socket. Which packets a socket gets is decided in group_linux.go.
+
 const (
-	// MaxQuery is the size in bytes to which packets that are received are cut: that of CoreDNS's own
-	// server, which says that such a query has the wrong format.
+	// MaxQuery is the size in bytes to which received packets are cut. CoreDNS's own server uses the same size, and
+	// answers FORMERR to a query that is longer.
 	MaxQuery = 512
 
 	// controlSpace is room for the larger one of IP_PKTINFO and IPV6_PKTINFO.
 	controlSpace = 64
 
-	// A reply waits so often, and each time for so many ms, for room in the socket's buffer or in that
-	// of the network device.
+	// sendRetries is how often a reply waits for room in the buffer of the socket or of the network device.
+	// sendTimeout is how long it waits each time, in ms.
 	sendRetries = 3
 	sendTimeout = 5
 
-	// discardPort is one that nobody sends from (RFC 863).
+	// discardPort is the port of the discard protocol (RFC 863). It is a port from which no packets come.
 	discardPort = 9
 
 	closedFD = -1
 )
 
-// Socket is one UDP socket. Its methods are safe for concurrent use.
+// Socket is one UDP socket of a Group. SendTo is safe for concurrent use, beside the one worker that receives.
 type Socket struct {
-	// mu guards fd: close waits for SendTo, for somebody else may get the number then. The worker, which
-	// has ended when the socket is closed, needs no lock.
+	// mu guards fd. close waits for SendTo, because the kernel may give the number of a closed descriptor to another
+	// file at once. The worker needs no lock: it has ended when the socket is closed.
 	mu sync.RWMutex
 	fd int
 
-	local    *net.UDPAddr
-	pktinfo  bool // replies must say where they come from: the socket is on a wildcard address
+	name     unix.Sockaddr // the socket's own address
+	pktinfo  bool          // the socket is on a wildcard address: a reply must name the address that the query went to
 	draining atomic.Bool
 }
 
-// open opens a socket of a group, which blocks.
+// open opens a socket in blocking mode on addr.
 func open(addr string) (*Socket, error) {
 	c, err := listen(addr)
 	if err != nil {
@@ -55,8 +59,7 @@ func open(addr string) (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Socket{local: c.LocalAddr().(*net.UDPAddr)}
-	s.pktinfo = s.local.IP.IsUnspecified()
+	s := &Socket{pktinfo: c.LocalAddr().(*net.UDPAddr).IP.IsUnspecified()}
 	var opErr error
 	err = raw.Control(func(fd uintptr) { opErr = s.adopt(int(fd)) })
 	if err = errors.Join(err, opErr); err != nil {
@@ -65,13 +68,15 @@ func open(addr string) (*Socket, error) {
 	return s, nil
 }
 
-// adopt makes s a copy of a socket of package net, out of reach of its poller.
+// adopt gives s a duplicate descriptor of a socket of package net. The poller of package net does not know the
+// duplicate.
 func (s *Socket) adopt(of int) error {
 	fd, err := unix.FcntlInt(uintptr(of), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	// Both are one socket for the kernel, and the other one is about to be closed.
+	// Both descriptors are one socket in the kernel. Blocking mode does not harm package net, which is about to close
+	// its own.
 	if err := unix.SetNonblock(fd, false); err != nil {
 		unix.Close(fd)
 		return err
@@ -89,14 +94,21 @@ func (s *Socket) adopt(of int) error {
 			return err
 		}
 	}
+	if s.name, err = unix.Getsockname(fd); err != nil {
+		unix.Close(fd)
+		return err
+	}
 	s.fd = fd
 	return nil
 }
 
-// leave makes the kernel choose other sockets on the address: it does not give to one that is connected what is not
-// from its peer. What is sent goes where it says, as before.
-func (s *Socket) leave() error {
-	to, err := unix.Getsockname(s.fd)
+// leave connects the socket, so that the kernel chooses other sockets on the address: a connected socket gets packets
+// of its peer only. Replies go where they say, as before.
+func (s *Socket) leave() error { return leave(s.fd, s.pktinfo) }
+
+// leave is Socket.leave for a descriptor. wildcard says that the socket is on a wildcard address.
+func leave(fd int, wildcard bool) error {
+	to, err := unix.Getsockname(fd)
 	if err != nil {
 		return err
 	}
@@ -106,15 +118,15 @@ func (s *Socket) leave() error {
 	case *unix.SockaddrInet6:
 		to.Port = discardPort
 	}
-	err = unix.Connect(s.fd, to)
-	if to, ok := to.(*unix.SockaddrInet6); ok && err != nil && s.pktinfo { // no IPv6 on the loopback device
+	err = unix.Connect(fd, to)
+	if to, ok := to.(*unix.SockaddrInet6); ok && err != nil && wildcard { // the loopback device has no IPv6
 		to.Addr = [16]byte{10: 0xff, 0xff, 127, 0, 0, 1}
-		return unix.Connect(s.fd, to)
+		return unix.Connect(fd, to)
 	}
 	return err
 }
 
-// close may be called twice.
+// close closes the socket. It may be called twice.
 func (s *Socket) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -124,10 +136,8 @@ func (s *Socket) close() {
 	}
 }
 
-// LocalAddr returns the address that the socket was opened on.
-func (s *Socket) LocalAddr() *net.UDPAddr { return s.local }
-
-// Peer is who has sent a packet, and to which of our addresses.
+// Peer is the sender of a packet, and the local address that the packet went to. It is valid until the Batch receives
+// again.
 type Peer struct {
 	name       [unix.SizeofSockaddrInet6]byte
 	control    [controlSpace]byte
@@ -150,21 +160,24 @@ func (p *Peer) Addr() net.UDPAddr {
 	return net.UDPAddr{}
 }
 
-// IPv4 reports whether the sender has an IPv4 address, on a dual-stack socket, too.
-func (p *Peer) IPv4() bool {
+// AddrPort returns the address of the sender, without a zone. On a dual-stack socket, the kernel maps an IPv4 address into IPv6;
+// the result is the IPv4 address all the same.
+func (p *Peer) AddrPort() netip.AddrPort {
+	var ip netip.Addr
 	if p.family() == unix.AF_INET {
-		return true
+		ip = netip.AddrFrom4([4]byte(p.name[4:8]))
+	} else {
+		ip = netip.AddrFrom16([16]byte(p.name[8:24])).Unmap()
 	}
-	const mapped = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff"
-	return string(p.name[8:20]) == mapped
+	return netip.AddrPortFrom(ip, uint16(p.port()))
 }
 
 func (p *Peer) family() int { return int(binary.NativeEndian.Uint16(p.name[:])) }
 func (p *Peer) port() int   { return int(binary.BigEndian.Uint16(p.name[2:])) }
 
-// answerFrom makes of the control data of a packet that was received that of the reply: it comes from
-// where the packet went to. By which interface is the routing's business, except where an address is
-// one on a link only.
+// answerFrom turns the control data of a received packet into that of the reply. The reply comes from the address
+// that the packet went to. The interface is left to routing, except for a link-local address, which means nothing
+// without it.
 func (p *Peer) answerFrom() {
 	if p.controlLen < unix.SizeofCmsghdr {
 		return
@@ -189,28 +202,31 @@ type mmsghdr struct {
 	n   uint32
 }
 
-// Batch is memory for a number of packets and the replies to them. It belongs to one worker.
+// Batch is memory for a number of packets and their replies. One worker uses it; it is not safe for concurrent use.
 type Batch struct {
 	packets []byte
 	peers   []Peer
 	in, out []mmsghdr
 	inVec   []unix.Iovec
 	outVec  []unix.Iovec
-	n       int // received
+	n       int   // packets received
+	of      []int // the packet that each reply is for
+	lost    []int // packets whose replies could not be sent
 	replies int
 
 	// Failed counts replies that could not be sent, Truncated packets that were longer than MaxQuery.
 	Failed, Truncated uint64
 }
 
-// NewBatch returns a batch of up to n packets. It touches all its memory, so that the kernel gives
-// it from the NUMA node of the CPU that calls.
+// NewBatch returns a batch of up to n packets. It writes to all of its memory, so that the kernel takes the memory
+// from the NUMA node of the calling CPU.
 func NewBatch(n int) *Batch {
 	b := &Batch{
 		packets: make([]byte, n*MaxQuery),
 		peers:   make([]Peer, n),
 		in:      make([]mmsghdr, n), inVec: make([]unix.Iovec, n),
 		out: make([]mmsghdr, n), outVec: make([]unix.Iovec, n),
+		of: make([]int, n),
 	}
 	for i := range b.packets {
 		b.packets[i] = 1
@@ -230,10 +246,10 @@ func NewBatch(n int) *Batch {
 	return b
 }
 
-// Receive waits for packets and returns how many there are, at least 1. The error is net.ErrClosed
-// when the socket's group is drained and nothing is left.
+// Receive waits for packets and returns how many it has got, at least 1. It returns net.ErrClosed when the socket's
+// group has been drained and all packets have been received.
 func (b *Batch) Receive(s *Socket) (int, error) {
-	for i := range b.n { // what the kernel has changed
+	for i := range b.n { // the kernel has changed these fields
 		h := &b.in[i].hdr
 		h.Namelen = uint32(len(b.peers[i].name))
 		if s.pktinfo {
@@ -241,7 +257,7 @@ func (b *Batch) Receive(s *Socket) (int, error) {
 			h.SetControllen(controlSpace)
 		}
 	}
-	b.n, b.replies = 0, 0
+	b.n, b.replies, b.lost = 0, 0, b.lost[:0]
 	for {
 		flags := unix.MSG_WAITFORONE
 		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&b.in[0])),
@@ -274,7 +290,8 @@ func (b *Batch) Receive(s *Socket) (int, error) {
 	return b.n, nil
 }
 
-// empty reports whether n packets are none: what a socket that is shut down returns has no sender.
+// empty reports whether n packets are no packets. A read from a socket that is shut down returns a message without a
+// sender.
 func (b *Batch) empty(n int) bool {
 	for i := range n {
 		if b.in[i].hdr.Namelen != 0 || b.in[i].n != 0 {
@@ -284,18 +301,19 @@ func (b *Batch) empty(n int) bool {
 	return true
 }
 
-// Packet returns the i-th packet, up to the next Receive.
+// Packet returns the i-th packet. The bytes are valid until the next Receive.
 func (b *Batch) Packet(i int) []byte { return b.packets[i*MaxQuery:][:b.in[i].n] }
 
-// Peer returns the sender of the i-th packet, up to the next Receive.
+// Peer returns the sender of the i-th packet. It is valid until the next Receive.
 func (b *Batch) Peer(i int) *Peer { return &b.peers[i] }
 
-// Reply takes a reply to the i-th packet, at most one for each. Its bytes must not change up to the end
-// of Send.
+// Reply adds a reply to the i-th packet, at most one for each packet. The batch keeps reply until Send returns; the
+// caller must not change it before.
 func (b *Batch) Reply(i int, reply []byte) {
 	b.outVec[b.replies].Base = &reply[0]
 	b.outVec[b.replies].SetLen(len(reply))
 	b.peers[i].address(&b.out[b.replies].hdr)
+	b.of[b.replies] = i
 	b.replies++
 }
 
@@ -309,7 +327,7 @@ func (p *Peer) address(h *unix.Msghdr) {
 	h.SetControllen(p.controlLen)
 }
 
-// Send sends the replies. One that cannot be sent is counted in Failed, and the others are sent.
+// Send sends the replies. It counts a reply that cannot be sent in Failed, and goes on with the next one.
 func (b *Batch) Send(s *Socket) {
 	retries := 0
 	for sent := 0; sent < b.replies; {
@@ -322,6 +340,7 @@ func (b *Batch) Send(s *Socket) {
 		case errno == unix.EINTR || s.waitForRoom(errno, &retries):
 		default:
 			b.Failed++
+			b.lost = append(b.lost, b.of[sent])
 			sent++
 			retries = 0
 		}
@@ -329,7 +348,10 @@ func (b *Batch) Send(s *Socket) {
 	b.replies = 0
 }
 
-// SendTo sends one packet. The error is net.ErrClosed when the socket's group is closed.
+// Lost reports whether the reply to the i-th packet could not be sent. It is valid until the next Receive.
+func (b *Batch) Lost(i int) bool { return slices.Contains(b.lost, i) }
+
+// SendTo sends one packet to p. It returns net.ErrClosed when the socket is closed.
 func (s *Socket) SendTo(packet []byte, p *Peer) error {
 	if len(packet) == 0 {
 		return nil
@@ -356,8 +378,8 @@ func (s *Socket) SendTo(packet []byte, p *Peer) error {
 	}
 }
 
-// waitForRoom waits a little if the error says that there is no room for a packet, and reports whether
-// it is worth another try.
+// waitForRoom waits for up to sendTimeout if errno says that there is no room for a packet. It reports whether the
+// caller should try again.
 func (s *Socket) waitForRoom(errno syscall.Errno, retries *int) bool {
 	if errno != unix.EAGAIN && errno != unix.ENOBUFS || *retries == sendRetries {
 		return false

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/test/freeport"
 )
 
 // query is a plain query with an ID.
@@ -51,7 +53,7 @@ func echo(s *Socket, mark byte) (n int) {
 	}
 }
 
-// foreign opens a socket as CoreDNS does and echoes by it, with a mark of its own.
+// foreign opens a socket as CoreDNS does. It echoes on the socket with a mark of its own.
 func foreign(t *testing.T, addr string, mark byte) *net.UDPConn {
 	t.Helper()
 	c, err := listen(addr)
@@ -90,7 +92,7 @@ func group(t *testing.T, addr string, n int) *Group {
 	return g
 }
 
-// ask sends a packet from a new socket and returns the mark of who answered.
+// ask sends a packet from a new socket and returns the mark of the socket that answered.
 func ask(to *net.UDPAddr, packet []byte) (byte, error) {
 	c, err := net.DialUDP("udp", nil, to)
 	if err != nil {
@@ -119,11 +121,11 @@ func exchange(t *testing.T, to *net.UDPAddr, packet []byte) byte {
 	return mark
 }
 
-// load asks by several senders at once, for queries and for others, up to the end of the test, which fails
-// if there is one that nobody answers. wait returns when there have been n more answers.
+// load sends queries and other packets from several sockets until the test ends. The test fails if a packet gets no
+// answer. wait returns when there have been n more answers.
 func load(t *testing.T, to *net.UDPAddr) (wait func(n int)) {
 	const senders = 4
-	answers := make(chan struct{}, 1<<20) // the senders go on while nobody waits
+	answers := make(chan struct{}, 1<<20) // large enough that senders never block while no test waits
 	var stop atomic.Bool
 	var wg sync.WaitGroup
 	for sender := range senders {
@@ -149,7 +151,7 @@ func load(t *testing.T, to *net.UDPAddr) (wait func(n int)) {
 	}
 }
 
-// work echoes by all sockets of a group, with the mark 0. wait returns when it is drained.
+// work echoes on all sockets of a group, with the mark 0. wait returns when the group is drained.
 func work(g *Group) (wait func()) {
 	var wg sync.WaitGroup
 	for _, s := range g.Sockets() {
@@ -158,37 +160,31 @@ func work(g *Group) (wait func()) {
 	return wg.Wait
 }
 
-// at returns an address to listen on beside a socket that was opened on listen.
-func at(listen string, port int) string {
-	host, _, _ := net.SplitHostPort(listen)
-	return net.JoinHostPort(host, fmt.Sprint(port))
-}
-
-// place is where a socket listens, and where that is reached.
+// place is a host to listen on, and the address by which clients reach it.
 type place struct{ listen, ask string }
 
 var places = []place{
-	{"127.0.0.1:0", "127.0.0.1"},
-	{"[::1]:0", "::1"},
-	{"0.0.0.0:0", "127.0.0.1"},
-	{":0", "127.0.0.1"},
-	{":0", "::1"},
-	{"[::]:0", "::1"},
+	{"127.0.0.1", "127.0.0.1"},
+	{"::1", "::1"},
+	{"0.0.0.0", "127.0.0.1"},
+	{"", "127.0.0.1"},
+	{"", "::1"},
+	{"::", "::1"},
 }
 
-// farPlaces are more of them, where foreign does not answer from.
+// farPlaces are places with a wildcard address, reached by an address that foreign does not reply from.
 var farPlaces = []place{
-	{"0.0.0.0:0", "127.3.2.1"},
-	{":0", "127.3.2.1"},
+	{"0.0.0.0", "127.3.2.1"},
+	{"", "127.3.2.1"},
 }
 
-// everywhere runs a test for each place, where there is a foreign socket already.
+// everywhere runs a test for each place, on which a foreign socket is open already.
 func everywhere(t *testing.T, places []place, test func(t *testing.T, listen string, first *net.UDPConn, to *net.UDPAddr)) {
 	for _, p := range places {
 		t.Run(p.listen+" "+p.ask, func(t *testing.T) {
-			first := foreign(t, p.listen, foreignMark)
-			port := first.LocalAddr().(*net.UDPAddr).Port
-			test(t, at(p.listen, port), first, &net.UDPAddr{IP: net.ParseIP(p.ask), Port: port})
+			port := freeport.Port(t)
+			listen := net.JoinHostPort(p.listen, fmt.Sprint(port))
+			test(t, listen, foreign(t, listen, foreignMark), &net.UDPAddr{IP: net.ParseIP(p.ask), Port: port})
 		})
 	}
 }
@@ -201,12 +197,12 @@ func TestSupported(t *testing.T) {
 	}
 }
 
-// Queries go to the group, each ID to its socket; everything else goes to the others; and so does all
-// of it when the group is gone.
+// Queries go to the group, each ID to its socket. All other packets go to the other sockets, and so do queries once
+// the group is gone.
 func TestKernelSteersByProgram(t *testing.T) {
 	for _, foreigners := range []int{1, 2} {
 		t.Run(fmt.Sprint(foreigners), func(t *testing.T) {
-			first := foreign(t, "127.0.0.1:0", foreignMark)
+			first := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark)
 			to := first.LocalAddr().(*net.UDPAddr)
 			for range foreigners - 1 {
 				foreign(t, to.String(), foreignMark)
@@ -265,9 +261,9 @@ func TestKernelSteersByProgram(t *testing.T) {
 	}
 }
 
-// A group whose socket closes by itself leaves its packets to the others.
+// The packets for a group's socket that closes by itself go to the other sockets.
 func TestClosedSocketLeavesItsPacketsToOthers(t *testing.T) {
-	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	to := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark).LocalAddr().(*net.UDPAddr)
 	g := group(t, to.String(), 1)
 	g.Sockets()[0].close()
 	if got := exchange(t, to, query(t, 1)); got != foreignMark {
@@ -275,9 +271,9 @@ func TestClosedSocketLeavesItsPacketsToOthers(t *testing.T) {
 	}
 }
 
-// What has been received before the group is drained is answered.
+// Packets that were received before the group is drained are answered.
 func TestDrainLosesNothing(t *testing.T) {
-	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	to := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark).LocalAddr().(*net.UDPAddr)
 	g := group(t, to.String(), 1)
 	defer g.Close()
 	c, err := net.DialUDP("udp", nil, to)
@@ -308,13 +304,13 @@ func TestDrainWithoutSockets(t *testing.T) {
 	if err := g.Drain(); err != nil {
 		t.Error(err)
 	}
-	if g.Shifted() {
+	if g.Standing() != Steady {
 		t.Error("shifted")
 	}
 	g.Close()
 }
 
-// Groups come and go, and nobody notices.
+// Groups come and go under load, and each packet gets its answer.
 func TestDrainUnderLoadLosesNothing(t *testing.T) {
 	everywhere(t, places, func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
 		foreign(t, listen, foreignMark)
@@ -341,7 +337,7 @@ func TestDrainUnderLoadLosesNothing(t *testing.T) {
 	})
 }
 
-// When the group is gone, the kernel chooses among all sockets of others, as if it had never been there.
+// When the group is gone, the kernel chooses among all foreign sockets, as if the group had never been there.
 func TestSocketsOpenedAfterCloseGetPackets(t *testing.T) {
 	everywhere(t, places, func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
 		g := group(t, listen, 2)
@@ -357,7 +353,7 @@ func TestSocketsOpenedAfterCloseGetPackets(t *testing.T) {
 	})
 }
 
-// answeredByAll asks until all marks have been seen, and fails if there is another one.
+// answeredByAll asks until all marks have answered. It fails if another one answers.
 func answeredByAll(t *testing.T, to *net.UDPAddr, marks ...byte) {
 	t.Helper()
 	seen := make(map[byte]bool)
@@ -373,18 +369,18 @@ func answeredByAll(t *testing.T, to *net.UDPAddr, marks ...byte) {
 	}
 }
 
-// Once a foreign socket has closed, the kernel's numbers do not hold any more.
+// Once a foreign socket has closed, the kernel's numbers of the sockets are wrong.
 func TestShiftedGroupDrainsWithoutLoss(t *testing.T) {
 	everywhere(t, places, func(t *testing.T, listen string, first *net.UDPConn, to *net.UDPAddr) {
 		foreign(t, listen, 1)
 		foreign(t, listen, 2)
 		g := group(t, listen, 2)
 		wait := work(g)
-		if g.Shifted() {
+		if g.Standing() != Steady {
 			t.Error("shifted from the start")
 		}
 		first.Close()
-		if !g.Shifted() {
+		if g.Standing() != Shifted {
 			t.Error("not shifted")
 		}
 		answers := load(t, to)
@@ -405,26 +401,26 @@ func TestShifted(t *testing.T) {
 		"closed":   func(_ string, first *net.UDPConn) { first.Close() },
 		"replaced": func(addr string, first *net.UDPConn) { foreign(t, addr, 1); first.Close() },
 	} {
-		first := foreign(t, "127.0.0.1:0", foreignMark)
+		first := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark)
 		addr := first.LocalAddr().String()
 		g := group(t, addr, 2)
 		twin, err := first.File() // as CoreDNS hands it on to its next instance
 		if err != nil {
 			t.Fatal(err)
 		}
-		if g.Shifted() {
+		if g.Standing() != Steady {
 			t.Errorf("%s: shifted before", name)
 		}
 		twin.Close()
 		change(addr, first)
-		if !g.Shifted() {
+		if g.Standing() != Shifted {
 			t.Errorf("%s: not shifted", name)
 		}
 		g.Close()
 	}
 }
 
-// Replies go out up to Close, by both ways, and come from where the query went to.
+// Replies can be sent until Close, by Send and SendTo. They come from the address that the query went to.
 func TestRepliesAfterDrain(t *testing.T) {
 	everywhere(t, slices.Concat(places, farPlaces), func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
 		g := group(t, listen, 1)
@@ -466,9 +462,9 @@ func TestRepliesAfterDrain(t *testing.T) {
 	})
 }
 
-// A number that SendTo has in hand is not given to another file.
+// SendTo never writes to another file that gets the descriptor's number while Close runs.
 func TestCloseDuringSendTo(t *testing.T) {
-	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	to := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark).LocalAddr().(*net.UDPAddr)
 	g := group(t, to.String(), 1)
 	s := g.Sockets()[0]
 	c, err := net.DialUDP("udp", nil, to)
@@ -504,7 +500,7 @@ func TestCloseDuringSendTo(t *testing.T) {
 	wg.Wait()
 }
 
-// A client that is connected takes a reply only from where it has sent its query to.
+// A connected client accepts a reply only from the address that it has sent its query to.
 func TestReplyComesFromWhereTheQueryWent(t *testing.T) {
 	everywhere(t, slices.Concat(places, farPlaces), func(t *testing.T, listen string, _ *net.UDPConn, to *net.UDPAddr) {
 		g := group(t, listen, 1)
@@ -519,7 +515,7 @@ func TestReplyComesFromWhereTheQueryWent(t *testing.T) {
 }
 
 func TestPeer(t *testing.T) {
-	to := foreign(t, ":0", foreignMark).LocalAddr().(*net.UDPAddr)
+	to := foreign(t, freeport.Address(t, ""), foreignMark).LocalAddr().(*net.UDPAddr)
 	g := group(t, fmt.Sprintf(":%d", to.Port), 1)
 	defer g.Close()
 	for _, ip := range []string{"127.0.0.1", "::1"} {
@@ -539,7 +535,7 @@ func TestPeer(t *testing.T) {
 		if !from.IP.Equal(want.IP) || from.Port != want.Port || from.Zone != "" {
 			t.Errorf("from %v, want %v", &from, want)
 		}
-		if v4 := b.Peer(0).IPv4(); v4 != (ip == "127.0.0.1") {
+		if v4 := b.Peer(0).AddrPort().Addr().Is4(); v4 != (ip == "127.0.0.1") {
 			t.Errorf("%s: IPv4 %v", ip, v4)
 		}
 		if len(b.Packet(0)) != MaxQuery || b.Truncated != 1 {
@@ -557,7 +553,7 @@ func TestPeer(t *testing.T) {
 
 // A reply that cannot be sent does not keep the others back.
 func TestSendGoesOnAfterAFailure(t *testing.T) {
-	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	to := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark).LocalAddr().(*net.UDPAddr)
 	g := group(t, to.String(), 1)
 	defer g.Close()
 	c, err := net.DialUDP("udp", nil, to)
@@ -596,7 +592,7 @@ func TestSendGoesOnAfterAFailure(t *testing.T) {
 }
 
 func TestBatchAllocatesNothing(t *testing.T) {
-	to := foreign(t, "127.0.0.1:0", foreignMark).LocalAddr().(*net.UDPAddr)
+	to := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark).LocalAddr().(*net.UDPAddr)
 	g := group(t, to.String(), 1)
 	defer g.Close()
 	c, err := net.DialUDP("udp", nil, to)

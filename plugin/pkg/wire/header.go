@@ -2,6 +2,8 @@ package wire
 
 import "encoding/binary"
 
+// This file has the header of a message and the fixed part of a question.
+
 // HeaderLen is the length of a message header in octets, RFC 1035 section 4.1.1.
 const HeaderLen = 12
 
@@ -15,8 +17,6 @@ const (
 	FlagRA uint16 = 1 << 7  // recursion is available
 	FlagAD uint16 = 1 << 5  // data is authenticated
 	FlagCD uint16 = 1 << 4  // checking is disabled
-
-	RcodeMask uint16 = 0xF // the low four bits of the rcode; OPT has the rest
 )
 
 // PutHeader writes a message header to dst[:HeaderLen]: the message ID, the
@@ -30,4 +30,15 @@ func PutHeader(dst []byte, id, bits, qd, an, ns, ar uint16) {
 	binary.BigEndian.PutUint16(dst[6:], an)
 	binary.BigEndian.PutUint16(dst[8:], ns)
 	binary.BigEndian.PutUint16(dst[10:], ar)
+}
+
+// QuestionTail is the length in bytes of the fields after the name in a question: qtype and qclass.
+const QuestionTail = 4
+
+// FlagIf returns flag, a mask for the header's second word, if it is on, and 0 otherwise.
+func FlagIf(on bool, flag uint16) uint16 {
+	if on {
+		return flag
+	}
+	return 0
 }

@@ -26,7 +26,7 @@ func TestPutHeader(t *testing.T) {
 		{hdr(func(h *dns.MsgHdr) { h.RecursionAvailable = true }), FlagRA},
 		{hdr(func(h *dns.MsgHdr) { h.AuthenticatedData = true }), FlagAD},
 		{hdr(func(h *dns.MsgHdr) { h.CheckingDisabled = true }), FlagCD},
-		{hdr(func(h *dns.MsgHdr) { h.Rcode = 15 }), RcodeMask},
+		{hdr(func(h *dns.MsgHdr) { h.Rcode = 15 }), 15},
 		{hdr(func(h *dns.MsgHdr) { h.Response, h.Rcode = true, dns.RcodeNameError }), FlagQR | dns.RcodeNameError},
 	}
 	for _, tc := range tests {

@@ -3,7 +3,10 @@ package wire
 import (
 	"encoding/binary"
 	"math/bits"
+	"strings"
 )
+
+// This file has names: packing, lower case, comparison, and how to skip them.
 
 // MaxName is the length limit of a name's wire form in octets, length octets
 // and the root's included, RFC 1035 section 3.1.
@@ -13,7 +16,7 @@ const MaxName = 255
 // larger length octet is a compression pointer or reserved.
 const maxLabel = 63
 
-// Eight bytes are looked at in one word. These are one byte value repeated.
+// Eight bytes are compared at once, in one word. These constants are one byte value, repeated.
 const (
 	ones  = 0x0101010101010101
 	highs = 0x80 * ones // the high bit of each byte
@@ -49,7 +52,7 @@ func PackName(dst []byte, name string) (n int, ok bool) {
 		return 1, true
 	}
 	if len(name) >= MaxName {
-		return packEscaped(dst, name) // fits only if escapes shorten it
+		return packEscaped(dst, name) // fits only if escapes make it shorter
 	}
 
 	// Without escapes the wire form is name moved by one, each dot overwritten
@@ -125,8 +128,8 @@ func packEscaped(dst []byte, name string) (n int, ok bool) {
 	return n, true
 }
 
-// unescape reads what follows a backslash and returns the octet it stands for
-// and how many characters it took, 0 when it is no escape.
+// unescape reads the characters after a backslash. It returns the octet that they stand for, and how many they are: 0
+// if they are no escape.
 func unescape(s string) (c byte, width int) {
 	if s == "" || s[0] >= 0x80 {
 		return 0, 0
@@ -146,56 +149,62 @@ func unescape(s string) (c byte, width int) {
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
-// load64 is binary.LittleEndian.Uint64 for a string of eight bytes; where bytes
-// lie in that order it compiles to one load.
+// load64 is binary.LittleEndian.Uint64 for a string of eight bytes. On a little-endian machine it compiles to one
+// load.
 func load64(s string) uint64 {
 	_ = s[7]
 	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
 		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
 }
 
-// hasBackslash reports whether a byte of w is a backslash. The subtraction may
-// mark bytes above the first one wrongly, but never when there is none.
+// hasBackslash reports whether a byte of w is a backslash. The subtraction may also mark bytes above the first
+// backslash wrongly, but it marks none if there is no backslash.
 func hasBackslash(w uint64) bool {
 	x := w ^ '\\'*ones
 	return (x-ones)&^x&highs != 0
 }
 
-// dotMask has the high bit of each byte of w that is a dot, and only those: no
-// sum here carries from one byte into the next.
+// dotMask returns a word with the high bit of each byte of w that is a dot. It marks no other byte, because no sum
+// here carries from one byte into the next.
 func dotMask(w uint64) uint64 {
 	x := w ^ '.'*ones
 	return ^(x&lows + lows | x) & highs
 }
 
-// Lower copies src to dst with ASCII letters in lower case. It works on wire
-// names as they are: a length octet is at most 63, and 'A' is 65. dst must be at
-// least as long as src; it may be src itself, but not overlap it otherwise.
-func Lower(dst, src []byte) {
+// Lower copies src to dst with ASCII letters in lower case, and reports whether it has changed a letter. It may be
+// used on wire names as they are: a length octet is at most 63, and 'A' is 65. dst must be at least as long as src.
+// It may be src itself, but must not overlap src otherwise.
+func Lower(dst, src []byte) (changed bool) {
 	dst = dst[:len(src)]
 	if len(src) < 8 {
 		for i, c := range src {
 			if 'A' <= c && c <= 'Z' {
 				c |= 0x20
+				changed = true
 			}
 			dst[i] = c
 		}
-		return
+		return changed
 	}
+	var diff uint64
 	i := 0
 	for ; i+8 <= len(src); i += 8 {
 		w := binary.LittleEndian.Uint64(src[i : i+8 : i+8])
-		binary.LittleEndian.PutUint64(dst[i:i+8:i+8], lower64(w))
+		l := lower64(w)
+		diff |= w ^ l
+		binary.LittleEndian.PutUint64(dst[i:i+8:i+8], l)
 	}
-	// The rest as a word that reaches back over bytes already done: in src
-	// itself these are now in lower case, which changes nothing.
+	// The rest is done as a word that reaches back over bytes already done. If dst is src, these are in lower case by
+	// now, and stay so.
 	i = len(src) - 8
 	w := binary.LittleEndian.Uint64(src[i:])
-	binary.LittleEndian.PutUint64(dst[i:], lower64(w))
+	l := lower64(w)
+	binary.LittleEndian.PutUint64(dst[i:], l)
+	return diff|(w^l) != 0
 }
 
-// lower64 sets the bit 0x20 in each byte of w from 'A' to 'Z'. The sums carry
-// into a byte's own high bit only: from 'A' on, and from behind 'Z' on.
+// lower64 sets the bit 0x20 in each byte of w from 'A' to 'Z'. The sums carry only into a byte's own high bit: fromA
+// for bytes from 'A' on, behindZ for bytes after 'Z'.
 func lower64(w uint64) uint64 {
 	x := w & lows
 	fromA := x + (0x80-'A')*ones
@@ -203,15 +212,31 @@ func lower64(w uint64) uint64 {
 	return w | (fromA&^behindZ&^w&highs)>>2
 }
 
-// InZone reports whether name is zone or below it. Both are well-formed wire
-// names in lower case; with anything else the result means nothing, but it
-// never panics.
+// EqualFold reports whether two wire names are equal, apart from the case of ASCII letters.
+func EqualFold(a, b []byte) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i, c := range a {
+		d := b[i]
+		if c == d {
+			continue
+		}
+		if c |= 0x20; c != d|0x20 || c < 'a' || 'z' < c {
+			return false
+		}
+	}
+	return true
+}
+
+// InZone reports whether name is zone or below it. Both are well-formed wire names in lower case. For other input the
+// result means nothing, but InZone never panics.
 func InZone(name, zone []byte) bool {
 	below := len(name) - len(zone) // octets of name in front of zone
 	if below < 0 || len(zone) == 0 || string(name[below:]) != string(zone) {
 		return false
 	}
-	// Equal octets are not enough: zone has to begin where a label does.
+	// Equal octets are not enough: zone must begin where a label begins.
 	off := 0
 	for off < below {
 		off += 1 + int(name[off])
@@ -219,9 +244,29 @@ func InZone(name, zone []byte) bool {
 	return off == below
 }
 
-// SkipName returns the offset behind the uncompressed name at msg[off:], or -1
-// when off is not in msg or the name there runs out of it, is longer than
-// MaxName or has a length octet above 63 (compressed or reserved).
+// AppendText appends a well-formed wire name to dst in presentation format, as dns.UnpackDomainName gives it.
+func AppendText(dst, name []byte) []byte {
+	if len(name) <= 1 {
+		return append(dst, '.')
+	}
+	for off := 0; off < len(name) && name[off] > 0; off += 1 + int(name[off]) {
+		for _, c := range name[off+1:][:name[off]] {
+			switch {
+			case strings.IndexByte(". '@;()\"\\", c) >= 0:
+				dst = append(dst, '\\', c)
+			case c < ' ' || c > '~':
+				dst = append(dst, '\\', '0'+c/100, '0'+c/10%10, '0'+c%10)
+			default:
+				dst = append(dst, c)
+			}
+		}
+		dst = append(dst, '.')
+	}
+	return dst
+}
+
+// SkipName returns the offset behind the uncompressed name at msg[off:]. It returns -1 if off is not in msg, or if
+// the name runs past the end of msg, is longer than MaxName, or has a length octet above 63 (compressed or reserved).
 func SkipName(msg []byte, off int) int {
 	if off < 0 {
 		return -1

@@ -81,13 +81,13 @@ func TestPackName(t *testing.T) {
 	}
 }
 
-// checkPackName holds PackName against dns.PackDomainName.
+// checkPackName compares PackName with dns.PackDomainName.
 func checkPackName(t *testing.T, name string) {
 	t.Helper()
 	want := make([]byte, MaxName)
 	wantN, err := dns.PackDomainName(name, want, 0, nil, false)
 
-	// What lies behind MaxName is not PackName's.
+	// PackName must not write behind MaxName bytes.
 	got := bytes.Repeat([]byte{0xAA}, MaxName+8)
 	n, ok := PackName(got, name)
 	if !bytes.Equal(got[MaxName:], bytes.Repeat([]byte{0xAA}, 8)) {
@@ -113,8 +113,7 @@ func checkPackName(t *testing.T, name string) {
 
 var escape = regexp.MustCompile(`(?s)\\([0-9]{3}|.|$)`)
 
-// stricter reports whether name is one of those that PackName's comment says it
-// refuses and dns does not.
+// stricter reports whether name is one that only PackName refuses, as its comment says.
 func stricter(name string) bool {
 	for _, e := range escape.FindAllString(name, -1) {
 		if len(e) == 4 && e > `\255` || len(e) == 2 && isDigit(e[1]) {
@@ -222,8 +221,7 @@ func TestLower(t *testing.T) {
 	}
 }
 
-// checkLower holds Lower against a byte-wise bytes.ToLower, from one buffer
-// to another and in place.
+// checkLower compares Lower with a byte-wise bytes.ToLower, from one buffer to another and in place.
 func checkLower(t *testing.T, src []byte) {
 	t.Helper()
 	var want []byte
@@ -235,7 +233,9 @@ func checkLower(t *testing.T, src []byte) {
 	}
 	in := bytes.Clone(src)
 	got := bytes.Repeat([]byte{0xAA}, len(src)+8)
-	Lower(got, in)
+	if changed := Lower(got, in); changed == bytes.Equal(src, want) {
+		t.Fatalf("Lower(%q) says %v", src, changed)
+	}
 	if !bytes.Equal(got[:len(src)], want) {
 		t.Fatalf("Lower(%q) = %q, want %q", src, got[:len(src)], want)
 	}
@@ -245,7 +245,9 @@ func checkLower(t *testing.T, src []byte) {
 	if !bytes.Equal(in, src) {
 		t.Fatalf("Lower(%q) changed src to %q", src, in)
 	}
-	Lower(in, in)
+	if changed := Lower(in, in); changed == bytes.Equal(src, want) {
+		t.Fatalf("Lower(%q) in place says %v", src, changed)
+	}
 	if !bytes.Equal(in, want) {
 		t.Fatalf("Lower(%q) in place = %q, want %q", src, in, want)
 	}
@@ -259,6 +261,31 @@ func TestLowerLeavesLengthOctetsAlone(t *testing.T) {
 		Lower(src, src)
 		if want := string(rune(n)) + strings.ToLower(label) + "\x00"; string(src) != want {
 			t.Errorf("Lower of a label of %d = %q, want %q", n, src, want)
+		}
+	}
+}
+
+func TestEqualFold(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 1))
+	for range 20_000 {
+		a := make([]byte, rnd.IntN(12))
+		for i := range a {
+			a[i] = byte(rnd.Uint32())
+		}
+		b := bytes.Clone(a)
+		for range rnd.IntN(3) {
+			if len(b) > 0 {
+				b[rnd.IntN(len(b))] ^= 1 << rnd.IntN(8)
+			}
+		}
+		if rnd.IntN(10) == 0 {
+			b = append(b, 'x')
+		}
+		la, lb := make([]byte, len(a)), make([]byte, len(b))
+		Lower(la, a)
+		Lower(lb, b)
+		if got, want := EqualFold(a, b), bytes.Equal(la, lb); got != want {
+			t.Fatalf("EqualFold(%q, %q) = %v, want %v", a, b, got, want)
 		}
 	}
 }
@@ -303,8 +330,8 @@ func TestInZoneOfNothing(t *testing.T) {
 func TestInZoneAgreesWithDNS(t *testing.T) {
 	t.Parallel()
 	rnd := rand.New(rand.NewPCG(7, 8))
-	// Two letters and small octets that double as lengths: suffixes coincide
-	// often, at label boundaries and off them.
+	// The names have two letters, and small octets that are also valid lengths. So suffixes are often equal, at label
+	// boundaries and off them.
 	octet := func(rnd *rand.Rand) byte { return "\x01\x02ab"[rnd.IntN(4)] }
 	in := 0
 	for range 100000 {
@@ -326,7 +353,7 @@ func TestInZoneAgreesWithDNS(t *testing.T) {
 	}
 }
 
-// checkInZone holds InZone against dns.IsSubDomain for two well-formed names.
+// checkInZone compares InZone with dns.IsSubDomain for two well-formed names.
 func checkInZone(t *testing.T, name, zone []byte) bool {
 	t.Helper()
 	want := dns.IsSubDomain(unpack(t, zone), unpack(t, name))
@@ -393,8 +420,8 @@ func TestSkipName(t *testing.T) {
 	}
 }
 
-// checkSkipName holds SkipName against dns.UnpackDomainName, which follows
-// compression pointers: those are found by packing the name again.
+// checkSkipName compares SkipName with dns.UnpackDomainName. That one follows compression pointers; packing the name
+// again reveals them.
 func checkSkipName(t *testing.T, msg []byte, off int) {
 	t.Helper()
 	want := -1
@@ -428,7 +455,6 @@ func TestNothingAllocates(t *testing.T) {
 			t.Fatal("a function failed")
 		}
 		PutHeader(buf, 1, FlagQR, 1, 2, 0, 1)
-		PatchTTLs(body, found, 1)
 		PutOPT(buf[HeaderLen+n:], 1232, 0)
 	})
 	if got != 0 {
@@ -476,4 +502,29 @@ func ExamplePackName() {
 	// Output:
 	// "\x03www\aExample\x03org\x00" true
 	// "\x03www\aexample\x03org\x00"
+}
+
+// The text of a name is that of the DNS library.
+func TestAppendTextAgrees(t *testing.T) {
+	rng := rand.New(rand.NewPCG(5, 6))
+	for n := range 5000 {
+		var name []byte
+		for labels := rng.IntN(6); labels > 0; labels-- {
+			label := make([]byte, 1+rng.IntN(40))
+			for i := range label {
+				if label[i] = byte(rng.Uint32()); n%2 == 0 {
+					label[i] = ' ' + label[i]%95
+				}
+			}
+			name = append(append(name, byte(len(label))), label...)
+		}
+		name = append(name, 0)
+		want, _, err := dns.UnpackDomainName(name, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(AppendText([]byte("x"), name)); got != "x"+want {
+			t.Fatalf("%x is %q, want %q", name, got, want)
+		}
+	}
 }

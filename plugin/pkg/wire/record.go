@@ -5,6 +5,8 @@ import (
 	"math"
 )
 
+// This file has resource records: their TTL fields and owner names, and the OPT record.
+
 // OPTLen is the length in octets of an OPT record without options: the root
 // name and the fixed fields of RFC 6891 section 6.1.2.
 const OPTLen = 1 + rrFixedLen
@@ -19,8 +21,8 @@ const optionEDE = 15 // RFC 8914 section 5.1
 const FlagDO uint16 = 1 << 15
 
 const (
-	// rrFixedLen is what lies between a record's owner name and its RDATA:
-	// TYPE, CLASS, TTL and RDLENGTH, RFC 1035 section 4.1.3.
+	// rrFixedLen is the length in octets of the fields between a record's owner name and its RDATA: TYPE, CLASS, TTL
+	// and RDLENGTH, RFC 1035 section 4.1.3.
 	rrFixedLen = 2 + 2 + 4 + 2
 
 	// Offsets of two of those fields behind the owner name.
@@ -30,15 +32,13 @@ const (
 	typeOPT = 41 // RFC 6891 section 6.1.1
 )
 
-// TTLOffsets appends to dst the offset of every record's TTL field, relative to
-// body[0]. body is the records of a message, count of them one after another,
-// without header and question, and with uncompressed owner names; names in
-// RDATA are not looked at.
+// TTLOffsets appends to dst the offset of every record's TTL field, relative to body[0]. body has count records of a
+// message, one after another, without header and question. Owner names must be uncompressed; names in RDATA are not
+// read.
 //
-// When body is anything else, ok is false and offsets is dst unchanged: it runs
-// out, has bytes left over, is longer than a message can be (65535 octets), or
-// has an OPT record, whose flags stand where other records have their TTL
-// and must not be aged.
+// For any other body, ok is false and offsets is dst unchanged: if body ends within a record, has bytes left over, is
+// longer than a message can be (65535 octets), or has an OPT record. An OPT record has flags where other records have
+// their TTL, and they must not be aged.
 func TTLOffsets(dst []uint16, body []byte, count int) (offsets []uint16, ok bool) {
 	if len(body) > math.MaxUint16 {
 		return dst, false
@@ -62,11 +62,19 @@ func TTLOffsets(dst []uint16, body []byte, count int) (offsets []uint16, ok bool
 	return offsets, true
 }
 
-// PatchTTLs writes ttl, in seconds, to the TTL fields of body that TTLOffsets
-// found. It panics when an offset does not lie in body.
-func PatchTTLs(body []byte, offsets []uint16, ttl uint32) {
-	for _, off := range offsets {
-		binary.BigEndian.PutUint32(body[off:], ttl)
+// RespellOwners gives each owner name in body that equals name, apart from the case of letters, the letters of name.
+// body has count records, as in TTLOffsets. If body is malformed, RespellOwners stops there.
+func RespellOwners(body []byte, count int, name []byte) {
+	off := 0
+	for range count {
+		fixed := SkipName(body, off)
+		if fixed < 0 || len(body)-fixed < rrFixedLen {
+			return
+		}
+		if owner := body[off:fixed]; EqualFold(owner, name) {
+			copy(owner, name)
+		}
+		off = fixed + rrFixedLen + int(binary.BigEndian.Uint16(body[fixed+rrRDLength:]))
 	}
 }
 
@@ -82,8 +90,8 @@ func PutOPT(dst []byte, udpSize, flags uint16) {
 	binary.BigEndian.PutUint16(dst[9:], 0)
 }
 
-// AddEDE makes an Extended DNS Error the only option of the OPT record, which has none, at dst[0].
-// It panics when dst is shorter than OPTLen+EDELen.
+// AddEDE adds an Extended DNS Error with the INFO-CODE code to the OPT record at dst[0], which must have no options
+// (RFC 8914 section 2). It panics when dst is shorter than OPTLen+EDELen.
 func AddEDE(dst []byte, code uint16) {
 	_ = dst[OPTLen+EDELen-1]
 	binary.BigEndian.PutUint16(dst[9:], EDELen)

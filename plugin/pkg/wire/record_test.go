@@ -11,7 +11,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// records has one record of each shape a stored section may hold.
+// records has one record of each shape that a stored section can hold.
 var records = []string{
 	"example.org. 300 IN A 192.0.2.1",
 	"example.org. 301 IN AAAA 2001:db8::1",
@@ -41,8 +41,7 @@ func packRecord(t *testing.T, rr dns.RR) []byte {
 	return buf[:n]
 }
 
-// packMessage returns what dns packs for a message with these records and no
-// question, behind the header.
+// packMessage returns the part behind the header that dns packs for a message with these records and no question.
 func packMessage(t *testing.T, rrs []dns.RR) []byte {
 	t.Helper()
 	buf, err := (&dns.Msg{Answer: rrs}).Pack()
@@ -80,12 +79,12 @@ func TestTTLOffsetsOfPackedMessages(t *testing.T) {
 			}
 		}
 
-		for _, rr := range rrs {
+		for i, rr := range rrs {
 			rr.Header().Ttl = 77
+			binary.BigEndian.PutUint32(body[offsets[i]:], 77)
 		}
-		PatchTTLs(body, offsets, 77)
 		if !bytes.Equal(body, packMessage(t, rrs)) {
-			t.Fatalf("PatchTTLs changed more or less than the TTLs of %v", rrs)
+			t.Fatalf("what is at the offsets is not the TTLs of %v", rrs)
 		}
 	}
 }
@@ -195,8 +194,7 @@ func TestAddEDE(t *testing.T) {
 	}
 }
 
-// FuzzTTLOffsets holds TTLOffsets against a walk that reads owner names with
-// dns.UnpackDomainName.
+// FuzzTTLOffsets compares TTLOffsets with a loop that reads owner names with dns.UnpackDomainName.
 func FuzzTTLOffsets(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte, count uint8) {
 		// As in checkSkipName, with the fixed fields and RDATA behind each name.
@@ -226,6 +224,36 @@ func FuzzTTLOffsets(f *testing.F) {
 		if ok != wantOK || !slices.Equal(got, want) {
 			t.Fatalf("TTLOffsets(%x, %d) = %v, %v, want %v, %v", body, count, got, ok, want, wantOK)
 		}
-		PatchTTLs(body, got, 1) // every offset lies in body
+		for _, at := range got {
+			_ = body[at:][:4] // every TTL lies in body
+		}
 	})
+}
+
+func TestRespellOwners(t *testing.T) {
+	name := pack(t, "a.Example.ORG.")
+	rrs := []dns.RR{
+		parse(t, "A.example.org. 300 IN CNAME a.EXAMPLE.org."), // RDATA stays
+		parse(t, "a.example.org. 300 IN A 192.0.2.1"),
+		parse(t, "b.example.org. 300 IN A 192.0.2.1"),
+		parse(t, "x.A.example.org. 300 IN A 192.0.2.1"),
+		parse(t, "example.org. 300 IN A 192.0.2.1"),
+		parse(t, "a.example.ORG. 300 IN TXT \"a.example.org.\""),
+	}
+	body := packMessage(t, rrs)
+	whole := bytes.Clone(body)
+	RespellOwners(body, len(rrs), name)
+	for _, i := range []int{0, 1, 5} {
+		rrs[i].Header().Name = "a.Example.ORG."
+	}
+	if want := packMessage(t, rrs); !bytes.Equal(body, want) {
+		t.Errorf("got  %q\nwant %q", body, want)
+	}
+	for cut := range whole { // never panics, and does not touch what is behind
+		part := bytes.Clone(whole)
+		RespellOwners(part[:cut:cut], len(rrs), name)
+		if !bytes.Equal(part[cut:], whole[cut:]) {
+			t.Fatalf("cut at %d: wrote behind it", cut)
+		}
+	}
 }

@@ -1,5 +1,5 @@
-// Package directives puts optcache into CoreDNS's order of plugins. It imports none of them, so
-// its test checks the order without linking a CoreDNS.
+// Package directives puts optcache into CoreDNS's order of plugins. It imports no plugin, so that its test checks the
+// order without linking a whole CoreDNS.
 package directives
 
 import "slices"
@@ -9,9 +9,8 @@ const (
 	cache    = "cache"
 )
 
-// WithOptcache returns stock with optcache inserted directly before cache; stock itself is left
-// alone. It panics where stock has no cache: there is no right place then, and only another
-// version of CoreDNS can bring that about.
+// WithOptcache returns a copy of stock with optcache directly before cache. It panics if stock has no cache: then
+// optcache has no right place. Only another version of CoreDNS can have such an order.
 func WithOptcache(stock []string) []string {
 	i := slices.Index(stock, cache)
 	if i < 0 {

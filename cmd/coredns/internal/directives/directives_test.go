@@ -31,12 +31,13 @@ func TestOrderWithoutCachePanics(t *testing.T) {
 }
 
 func TestPluginCfgDiffersFromCoreDNSInOneLine(t *testing.T) {
-	stock := lines(t, filepath.Join(coreDNSDir(t), "plugin.cfg"))
-	ours := lines(t, pluginCfg)
+	comment := func(line string) bool { return line == "" || strings.HasPrefix(line, "#") }
+	stock := slices.DeleteFunc(lines(t, filepath.Join(coreDNSDir(t), "plugin.cfg")), comment)
+	ours := slices.DeleteFunc(lines(t, pluginCfg), comment)
 	checkOneMore(t, ours, stock, "optcache:github.com/optcache/optcache", "cache:cache")
 }
 
-// A CoreDNS built from plugin.cfg.example and ours have the same order.
+// A CoreDNS that is built from plugin.cfg.example has the same order of plugins as ours.
 func TestPluginCfgHasOurOrder(t *testing.T) {
 	var names []string
 	for _, line := range lines(t, pluginCfg) {
@@ -53,7 +54,7 @@ func TestPluginCfgHasOurOrder(t *testing.T) {
 
 const pluginCfg = "../../../../plugin.cfg.example"
 
-// checkOneMore fails unless ours is stock with one line more, directly before the given one.
+// checkOneMore fails the test unless ours is stock with one more line, directly before the line before.
 func checkOneMore(t *testing.T, ours, stock []string, line, before string) {
 	t.Helper()
 	i := slices.Index(ours, line)
@@ -65,7 +66,7 @@ func checkOneMore(t *testing.T, ours, stock []string, line, before string) {
 	}
 }
 
-// coreDNSDir is where the go command keeps the CoreDNS that go.mod names.
+// coreDNSDir returns the folder of the CoreDNS that go.mod names.
 func coreDNSDir(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/coredns/coredns").Output()

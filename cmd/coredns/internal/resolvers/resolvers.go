@@ -1,9 +1,8 @@
-// Package resolvers finds the upstreams for a Corefile that should start on any machine.
+// Package resolvers finds upstreams for a Corefile that must start on any machine.
 //
-// `forward . /etc/resolv.conf` refuses to start where that file is missing or empty, and asks
-// itself where it points back at the server. And a {$VARIABLE} of a Corefile has no default and
-// stays one word, however many addresses it holds. So the addresses are chosen here and handed
-// over in one variable each.
+// CoreDNS does not start with `forward . /etc/resolv.conf` if that file is missing or empty. If the file names this
+// server, forward asks the server itself. A {$VARIABLE} of a Corefile has no default, and stays one word even if it
+// holds several addresses. So this package chooses the addresses, and passes each in a variable of its own.
 package resolvers
 
 import (
@@ -20,36 +19,38 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/regular"
 )
 
 const (
-	// upstreamsVar holds the upstreams, separated by spaces. Set by the user it is taken as it is.
+	// upstreamsVar holds the upstreams, separated by spaces. If the user has set it, it is used as it is.
 	upstreamsVar = "OPTCACHE_UPSTREAMS"
 
-	// slotVar and a number from 1 to slots make the variables a Corefile uses, one upstream each.
-	// Those left over repeat the first upstream, which forward drops as a duplicate.
+	// slotVar and a number from 1 to slots are the names of the variables for a Corefile, with one upstream each.
+	// Variables that are left over repeat the first upstream; forward drops duplicates.
 	slotVar = "OPTCACHE_UPSTREAM_"
 
-	// slots is what resolver(5) allows in a resolv.conf (MAXNS).
+	// slots is the number of nameservers that resolver(5) allows in a resolv.conf (MAXNS).
 	slots = 3
 
 	// resolvConfVar names a file to read instead of resolvConf.
 	resolvConfVar = "OPTCACHE_RESOLV_CONF"
 	resolvConf    = "/etc/resolv.conf"
 
-	// embedded is the server block of ./Corefile that answers for example.org.
+	// embedded is the address of the server block of ./Corefile that answers for example.org.
 	embedded = "127.0.0.1:1054"
 
 	dnsPort = "53"
 
-	// probeTimeout bounds the wait for a resolver on this machine; one that works answers in
-	// microseconds from its cache and within a round trip otherwise.
+	// probeTimeout bounds the wait for a resolver on this machine. A working one answers in microseconds from its
+	// cache, and otherwise within a round trip.
 	probeTimeout = 300 * time.Millisecond
 )
 
-// Export sets OPTCACHE_UPSTREAM_1 to _3. They come from OPTCACHE_UPSTREAMS or, where the user has
-// not set it, from the usable resolvers of /etc/resolv.conf, or else are the embedded upstream.
-// It must run before this process serves. Later calls change nothing.
+// Export sets OPTCACHE_UPSTREAM_1 to _3. It takes the upstreams from OPTCACHE_UPSTREAMS if that is set, or else the
+// usable resolvers of /etc/resolv.conf, or else the embedded upstream. It must run before this process serves. Later
+// calls change nothing. It returns an error if OPTCACHE_UPSTREAMS has more than three.
 func Export() error {
 	upstreams := strings.Fields(os.Getenv(upstreamsVar))
 	if len(upstreams) == 0 {
@@ -73,15 +74,15 @@ func Export() error {
 	return nil
 }
 
-// system is what /etc/resolv.conf offers, or the embedded upstream.
+// system returns the usable resolvers of /etc/resolv.conf, or the embedded upstream if there is none.
 func system() []string {
 	path := resolvConf
 	if p := os.Getenv(resolvConfVar); p != "" {
 		path = p
 	}
-	text, err := os.ReadFile(path)
+	text, err := regular.Read(path, 1<<20)
 	if err != nil {
-		text = nil // a missing file offers as much as an empty one
+		text = nil // a missing file is like an empty one
 	}
 	found := usable(text, ofThisMachine, answers)
 	if len(found) == 0 {
@@ -91,9 +92,9 @@ func system() []string {
 	return found
 }
 
-// usable picks the first slots nameservers of a resolv.conf that forward can ask. One on this
-// machine may be this very server, or forward to it: it has to answer first, and since we do not
-// serve yet, an answer comes from somebody else.
+// usable returns the first nameservers of a resolv.conf that forward can ask, at most slots. A nameserver on this
+// machine may be this very server, or may forward to it. It must answer a probe first. This server does not serve
+// yet, so the answer comes from another one.
 func usable(text []byte, local func(netip.Addr) bool, answers func(addr string) bool) []string {
 	conf, err := dns.ClientConfigFromReader(bytes.NewReader(text))
 	if err != nil {
@@ -103,7 +104,7 @@ func usable(text []byte, local func(netip.Addr) bool, answers func(addr string) 
 	for _, server := range conf.Servers {
 		addr, err := netip.ParseAddr(server)
 		if err != nil || addr.Zone() != "" {
-			continue // forward drops the zone, and without it a link-local address is no address
+			continue // forward drops the zone, without which a link-local address is useless
 		}
 		addr = addr.Unmap()
 		if slices.Contains(found, addr.String()) {
@@ -119,8 +120,8 @@ func usable(text []byte, local func(netip.Addr) bool, answers func(addr string) 
 	return found
 }
 
-// ofThisMachine is true for loopback, for "any", which connects to loopback, and for the
-// addresses of all interfaces.
+// ofThisMachine reports whether addr is a loopback address, the unspecified address, which connects to loopback, or
+// the address of an interface.
 func ofThisMachine(addr netip.Addr) bool {
 	if addr.IsLoopback() || addr.IsUnspecified() {
 		return true
@@ -135,8 +136,8 @@ func ofThisMachine(addr netip.Addr) bool {
 	})
 }
 
-// answers is true if a resolver at addr knows the root. One that forwards to a server that is not
-// running can only say SERVFAIL or REFUSED, or nothing.
+// answers reports whether a resolver at addr can resolve the root. A resolver that forwards to a server which is not
+// running answers SERVFAIL or REFUSED, or does not answer.
 func answers(addr string) bool {
 	query := new(dns.Msg).SetQuestion(".", dns.TypeNS)
 	client := dns.Client{Timeout: probeTimeout}

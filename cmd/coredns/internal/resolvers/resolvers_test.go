@@ -153,7 +153,7 @@ func TestExportRefusesWhatHasNoSlot(t *testing.T) {
 	}
 }
 
-// exported calls Export and compares the slots, which it puts back after the test.
+// exported calls Export and compares the slots with want. It restores the environment after the test.
 func exported(t *testing.T, want string) {
 	t.Helper()
 	names := []string{slotVar + "1", slotVar + "2", slotVar + "3"}

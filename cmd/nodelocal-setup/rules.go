@@ -1,0 +1,258 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"github.com/google/nftables/xt"
+	"golang.org/x/sys/unix"
+)
+
+// This file is the rules. Those against connection tracking stand in a table of their own, at the priority "raw": before connection
+// tracking, and so before kube-proxy's rules, in nftables and in iptables mode. A packet that is not tracked is not translated:
+// one for the service's address reaches the interface that has it.
+//
+// No table of nftables can allow what another one drops. What a firewall of iptables drops is allowed in its own chains, as
+// node-cache does it, in the form in which iptables writes rules.
+
+const port = 53
+
+// way is what a rule is about.
+type way int
+
+const (
+	requests way = iota // to the cache
+	replies             // from the cache
+)
+
+// rule is one rule. Its comment says what it does, so that a rule with the same comment is the same rule.
+type rule struct {
+	chain   *nftables.Chain
+	comment string
+	exprs   []expr.Any
+	first   bool // before those that are there
+}
+
+// hooks are the chains of the table.
+func hooks(name string) (prerouting, output *nftables.Chain) {
+	table := &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
+	prerouting = &nftables.Chain{Name: "prerouting", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw}
+	output = &nftables.Chain{Name: "output", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw}
+	return prerouting, output
+}
+
+// protocols are those of DNS.
+var protocols = []struct {
+	name   string
+	number byte
+}{{"udp", unix.IPPROTO_UDP}, {"tcp", unix.IPPROTO_TCP}}
+
+// untracked returns the rules of the table. Without requests, packets to the cache are tracked, and kube-proxy sends those for a
+// service's address to a pod of the service.
+func untracked(name string, addresses []netip.Addr, withRequests bool) (rules []rule) {
+	prerouting, output := hooks(name)
+	for _, a := range addresses {
+		for _, p := range protocols {
+			add := func(c *nftables.Chain, w way) {
+				rules = append(rules, rule{chain: c, comment: comment(w, a, p.name, "not tracked"),
+					exprs: slices.Concat(family(a), matchProtocol(p.number), matchAddress(a, w), matchPort(w), []expr.Any{&expr.Notrack{}})})
+			}
+			if withRequests {
+				add(prerouting, requests)
+				add(output, requests) // of the node itself
+			}
+			add(output, replies)
+		}
+	}
+	return rules
+}
+
+// allowed returns the rules for iptables' own chains.
+func allowed(addresses []netip.Addr) (rules []rule) {
+	for _, a := range addresses {
+		table := &nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4}
+		if a.Is6() {
+			table.Family = nftables.TableFamilyIPv6
+		}
+		for _, p := range protocols {
+			for w, chain := range map[way]string{requests: "INPUT", replies: "OUTPUT"} {
+				rules = append(rules, rule{chain: &nftables.Chain{Name: chain, Table: table}, first: true, comment: comment(w, a, p.name, "allowed"),
+					exprs: slices.Concat(matchProtocol(p.number), matchAddress(a, w),
+						[]expr.Any{xtPort(p.name, w), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept}})})
+			}
+		}
+	}
+	return rules
+}
+
+// commentPrefix is that of all rules in chains of others.
+const commentPrefix = "NodeLocal DNSCache: "
+
+func comment(w way, a netip.Addr, protocol, effect string) string {
+	return fmt.Sprintf("%s%s %s by %s %s", commentPrefix, map[way]string{requests: "requests to", replies: "replies of"}[w], a, protocol, effect)
+}
+
+func family(a netip.Addr) []expr.Any {
+	nfproto := byte(unix.NFPROTO_IPV4)
+	if a.Is6() {
+		nfproto = unix.NFPROTO_IPV6
+	}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal([]byte{nfproto})}
+}
+
+func matchProtocol(number byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{number})}
+}
+
+func matchAddress(a netip.Addr, w way) []expr.Any {
+	size := uint32(a.BitLen() / 8)
+	offset := map[uint32]uint32{4: 12, 16: 8}[size] // of the source; the destination follows
+	if w == requests {
+		offset += size
+	}
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}, equal(a.AsSlice())}
+}
+
+func matchPort(w way) []expr.Any {
+	offset := uint32(0) // of the source port
+	if w == requests {
+		offset = 2
+	}
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
+		equal(binary.BigEndian.AppendUint16(nil, port))}
+}
+
+func equal(data []byte) *expr.Cmp { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+
+// xtPort is iptables' -m udp --dport 53, and the like.
+func xtPort(protocol string, w way) *expr.Match {
+	all, one := [2]uint16{0, 65535}, [2]uint16{port, port}
+	source, destination := all, one
+	if w == replies {
+		source, destination = one, all
+	}
+	if protocol == "tcp" {
+		return &expr.Match{Name: protocol, Info: &xt.Tcp{SrcPorts: source, DstPorts: destination}}
+	}
+	return &expr.Match{Name: protocol, Info: &xt.Udp{SrcPorts: source, DstPorts: destination}}
+}
+
+// ensureRules gives the table the rules that it lacks. With own, it takes away those of its own addresses about requests, unless there
+// are to be any. With exact, it removes all others, too. All of it happens at once. It tells whether it has removed any.
+func ensureRules(name string, addresses []netip.Addr, withRequests, own, exact bool) (removed bool, err error) {
+	prerouting, output := hooks(name)
+	want, all := untracked(name, addresses, withRequests), untracked(name, addresses, true)
+	remove := func(comment string) bool {
+		yes := exact || own && slices.ContainsFunc(all, func(r rule) bool { return r.comment == comment })
+		removed = removed || yes
+		return yes
+	}
+	c := &nftables.Conn{}
+	c.AddTable(prerouting.Table)
+	changed := 0
+	for _, chain := range []*nftables.Chain{prerouting, output} {
+		c.AddChain(chain)
+		n, err := changeChain(c, chain, want, remove)
+		if err != nil {
+			return false, fmt.Errorf("table %s: %w", name, err)
+		}
+		changed += n
+	}
+	if changed == 0 {
+		return false, nil
+	}
+	if err := c.Flush(); err != nil {
+		return false, fmt.Errorf("table %s: %w", name, err)
+	}
+	log.Printf("has changed %d rules of the table %s", changed, name)
+	return removed, nil
+}
+
+// ensureAllowed gives iptables' chains, where there are any, the rules that they lack. With exact, it removes those of its own kind
+// that are for other addresses.
+func ensureAllowed(addresses []netip.Addr, exact bool) error {
+	want := allowed(addresses)
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		table := &nftables.Table{Name: "filter", Family: family}
+		for _, name := range []string{"INPUT", "OUTPUT"} {
+			c := &nftables.Conn{}
+			chain, err := c.ListChain(table, name)
+			if err != nil || chain.Hooknum == nil {
+				continue // iptables has made none, or it is the one of before nftables
+			}
+			chain = &nftables.Chain{Name: name, Table: table}
+			n, err := changeChain(c, chain, want, func(comment string) bool { return exact && strings.HasPrefix(comment, commentPrefix) })
+			if err == nil && n > 0 {
+				err = c.Flush()
+			}
+			if err != nil {
+				return fmt.Errorf("iptables' chain %s: %w", name, err)
+			}
+			if n > 0 {
+				log.Printf("has changed %d rules of iptables' chain %s", n, name)
+			}
+		}
+	}
+	return nil
+}
+
+// changeChain adds to a transaction what changes a chain so that it has those of the rules that are for it, each once, and none that
+// may be removed. It returns how many changes there are.
+func changeChain(c *nftables.Conn, chain *nftables.Chain, want []rule, remove func(comment string) bool) (changes int, err error) {
+	there, err := (&nftables.Conn{}).GetRules(chain.Table, chain)
+	if err != nil && !errors.Is(err, unix.ENOENT) && !strings.Contains(err.Error(), unix.ENOENT.Error()) {
+		return 0, err
+	}
+	have := make(map[string]bool)
+	for _, r := range there {
+		text, _ := userdata.GetString(r.UserData, userdata.TypeComment)
+		wanted := slices.ContainsFunc(want, func(w rule) bool { return isIn(w, chain) && w.comment == text })
+		if wanted && !have[text] {
+			have[text] = true
+		} else if remove(text) {
+			if err := c.DelRule(&nftables.Rule{Table: chain.Table, Chain: chain, Handle: r.Handle}); err != nil {
+				return 0, err
+			}
+			changes++
+		}
+	}
+	for _, w := range want {
+		if !isIn(w, chain) || have[w.comment] {
+			continue
+		}
+		r := &nftables.Rule{Table: chain.Table, Chain: chain, Exprs: w.exprs, UserData: userdata.AppendString(nil, userdata.TypeComment, w.comment)}
+		if w.first {
+			c.InsertRule(r)
+		} else {
+			c.AddRule(r)
+		}
+		changes++
+	}
+	return changes, nil
+}
+
+func isIn(r rule, chain *nftables.Chain) bool {
+	return r.chain.Name == chain.Name && r.chain.Table.Name == chain.Table.Name && r.chain.Table.Family == chain.Table.Family
+}
+
+// removeRules removes the table, and the rules from iptables' chains.
+func removeRules(name string) error {
+	prerouting, _ := hooks(name)
+	c := &nftables.Conn{}
+	c.AddTable(prerouting.Table) // so that there is one
+	c.DelTable(prerouting.Table)
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("table %s cannot be removed: %w", name, err)
+	}
+	return ensureAllowed(nil, true)
+}

@@ -1,0 +1,230 @@
+package udp
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file finds sockets that are not a group's own: other sockets of this process, and those of all processes on
+// one address.
+
+// waitLimit is how long a read by package net may block in the kernel while its socket is in blocking mode.
+const waitLimit = 100 * time.Millisecond
+
+// LimitWaits keeps readers of this process's sockets from blocking without end.
+//
+// A server hands its sockets on by net.UDPConn.File and net.TCPListener.File, which put a socket into blocking mode
+// for a moment. A reader that calls the kernel in that moment blocks until a packet or a connection arrives.
+// Deadlines do not wake it, and Close waits for it. With a limit (SO_RCVTIMEO) the call returns, finds the socket in
+// non-blocking mode, and package net goes on.
+//
+// The limit has no effect on a socket in non-blocking mode. A socket in blocking mode is left as it is: it belongs to
+// a Group, whose workers block for as long as it takes.
+func LimitWaits() error {
+	limit := unix.NsecToTimeval(int64(waitLimit))
+	return eachSocket(func(fd int, _ uint64) bool {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
+			return true
+		}
+		if _, err := unix.Getpeername(fd); err == nil { // a connection is never handed on
+			return true
+		}
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
+		return true
+	})
+}
+
+// eachSocket calls f with each descriptor of the process that is a socket, and with its inode, until f returns false.
+// Two descriptors may be the same socket.
+func eachSocket(f func(fd int, inode uint64) (more bool)) error {
+	const dir = "/proc/self/fd"
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range fds {
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		link, err := os.Readlink(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			continue
+		}
+		text, ok := strings.CutPrefix(link, "socket:[")
+		if !ok {
+			continue
+		}
+		inode, err := strconv.ParseUint(strings.TrimSuffix(text, "]"), 10, 64)
+		if err == nil && !f(fd, inode) {
+			break
+		}
+	}
+	return nil
+}
+
+// inodeOf returns a socket's inode, which is different from that of every other open socket of the system.
+func inodeOf(fd int) (uint64, error) {
+	var stat unix.Stat_t
+	err := unix.Fstat(fd, &stat)
+	return stat.Ino, err
+}
+
+// neighbours returns the inodes of all UDP sockets on the address of fd, that one included, of all processes in its
+// network namespace.
+func neighbours(fd int) (map[uint64]bool, error) {
+	own, err := inodeOf(fd)
+	if err != nil {
+		return nil, err
+	}
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return nil, err
+	}
+	table := "/proc/self/net/udp"
+	if domain == unix.AF_INET6 {
+		table = "/proc/self/net/udp6"
+	}
+	// The kernel gives the table in pages and finds its place by counting rows. It skips rows if sockets close
+	// meanwhile. Two equal readings in a row are taken as right.
+	const tries = 20
+	var last map[uint64]bool
+	for range tries {
+		text, err := os.ReadFile(table)
+		if err != nil {
+			return nil, err
+		}
+		found := onAddress(string(text), own)
+		if found[own] && maps.Equal(found, last) {
+			return found, nil
+		}
+		last = found
+	}
+	return nil, fmt.Errorf("%s does not say what else is on the address of socket %d", table, own)
+}
+
+// onAddress returns the inodes in a table of sockets (proc_net(5)) that have the same address as the socket own.
+func onAddress(table string, own uint64) map[uint64]bool {
+	const addressAt, inodeAt = 1, 9 // columns
+	at := make(map[string][]uint64)
+	ours := ""
+	for line := range strings.Lines(table) {
+		columns := strings.Fields(line)
+		if len(columns) <= inodeAt {
+			continue
+		}
+		inode, err := strconv.ParseUint(columns[inodeAt], 10, 64)
+		if err != nil { // the heading
+			continue
+		}
+		address := columns[addressAt]
+		at[address] = append(at[address], inode)
+		if inode == own {
+			ours = address
+		}
+	}
+	found := make(map[uint64]bool)
+	if ours != "" {
+		for _, inode := range at[ours] {
+			found[inode] = true
+		}
+	}
+	return found
+}
+
+// Strangers returns how many sockets other processes have on the group's address.
+func (g *Group) Strangers() (int, error) {
+	var s *Socket
+	switch {
+	case len(g.sockets) > 0:
+		s = g.sockets[0]
+	case g.standIn != nil:
+		s = g.standIn
+	default:
+		return 0, errors.New("the group has no socket")
+	}
+	all, err := neighbours(s.fd)
+	if err != nil {
+		return 0, err
+	}
+	err = eachSocket(func(_ int, inode uint64) bool {
+		delete(all, inode)
+		return true
+	})
+	return len(all), err
+}
+
+// Retire is for a process that is about to end. It makes the kernel choose only sockets of other processes on the
+// group's address, if there are any: packets in the queue of a closed socket are lost. It connects the other sockets
+// that this process has on the address; these can still receive what is in their queues. It is called before Drain.
+func (g *Group) Retire() error {
+	if len(g.sockets) == 0 {
+		return nil
+	}
+	others, err := g.others()
+	if err != nil {
+		return err
+	}
+	var own []int
+	err = eachSocket(func(fd int, inode uint64) bool {
+		if others[inode] {
+			own = append(own, fd)
+			delete(others, inode)
+		}
+		return true
+	})
+	if err != nil || len(others) == 0 {
+		return err
+	}
+	for _, fd := range own {
+		err = errors.Join(err, leave(fd, g.sockets[0].pktinfo))
+	}
+	return err
+}
+
+// borrow returns a duplicate of a socket of package net that this process has on the address of as. It is for sending
+// only.
+func borrow(as *Socket) (*Socket, error) {
+	found := closedFD
+	err := eachSocket(func(fd int, inode uint64) bool {
+		kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+		if err != nil || kind != unix.SOCK_DGRAM || !isAt(fd, as) {
+			return true
+		}
+		twin, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return true
+		}
+		flags, err := unix.FcntlInt(uintptr(twin), unix.F_GETFL, 0)
+		is, err2 := inodeOf(twin)
+		// The socket may have been closed since, and its descriptor number given to another one.
+		if errors.Join(err, err2) != nil || is != inode || flags&unix.O_NONBLOCK == 0 {
+			unix.Close(twin)
+			return true
+		}
+		found = twin
+		return false
+	})
+	if err == nil && found == closedFD {
+		err = errors.New("nobody else in this process listens there")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &Socket{fd: found, name: as.name, pktinfo: as.pktinfo}, nil
+}
+
+// isAt reports whether the socket fd has the address that other was opened on.
+func isAt(fd int, other *Socket) bool {
+	name, err := unix.Getsockname(fd)
+	return err == nil && reflect.DeepEqual(name, other.name)
+}

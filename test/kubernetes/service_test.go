@@ -1,0 +1,164 @@
+package kubernetes
+
+import (
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// This file is NodeLocal DNSCache at the cluster IP, for pods that know nothing of it.
+
+// tracked returns how many queries to an address the kernel tracks.
+func tracked(t *testing.T, ip string) int {
+	t.Helper()
+	out, err := exec.Command("conntrack", "-L", "--orig-dst", ip).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(out), "dport=53 ")
+}
+
+// hasFromPods tells whether a pod that asks cluster DNS gets its answers from the node's cache.
+func hasFromPods(t *testing.T) error {
+	t.Helper()
+	fresh := freshName()
+	kubectl(t, "exec", "tools", "--", "lookup-go", fresh)
+	return cluster.command("-n", "kube-system", "exec", podsOf(t, workloads["nodelocaldns"])[0], "-c", "node-cache", "--", "optcachectl", "lookup", fresh, "A").Run()
+}
+
+// atClusterIP has the cache take the cluster IP, while pods ask there. They do not notice: not when it comes, not when it is replaced,
+// nor when it ends or crashes, as cluster DNS answers then.
+func atClusterIP(t *testing.T) {
+	workload := workloads["nodelocaldns"]
+	if hasFromPods(t) == nil {
+		t.Fatal("a pod that knows nothing of the cache asks it")
+	}
+	l := startLoad(t, "tools", names...)
+	kubectl(t, "apply", "--validate=strict", "-k", withClusterIP(t))
+	rolledOut(t, workload)
+	eventually(t, "the cache has the queries of pods", 10*time.Second, func() error { return hasFromPods(t) })
+	for range rollouts(t) {
+		system(t, "rollout", "restart", workload)
+		rolledOut(t, workload)
+		if err := hasFromPods(t); err != nil {
+			t.Error("after a rollout, the cache does not have the queries of pods")
+		}
+	}
+	l.stop(0)
+	looksUp(t, "tools")
+	if out, err := exec.Command("conntrack", "-D", "--orig-dst", clusterDNS).CombinedOutput(); err != nil {
+		t.Logf("%v: %s", err, out) // there may be none
+	}
+	l = startLoad(t, "tools", names...)
+	time.Sleep(3 * time.Second)
+	l.stop(0)
+	if n := tracked(t, clusterDNS); n != 0 {
+		t.Errorf("the kernel tracks %d queries", n)
+	}
+
+	// Somebody removes what the node needs.
+	for _, damage := range []string{"nft delete table inet nodelocaldns", "ip link del nodelocaldns"} {
+		if err := runAll(damage); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the cache has the queries of pods again after "+damage, 10*time.Second, func() error { return hasFromPods(t) })
+	}
+
+	// The server crashes, and comes again. A query that is under way is lost, and those of the two seconds until it is noticed.
+	pod := podsOf(t, workload)[0]
+	if err := syscall.Kill(processOf(t, pod), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	looksUpWithin(t, 15*time.Second)
+	eventually(t, "the cache has the queries of pods after a crash", time.Minute, func() error { return hasFromPods(t) })
+
+	// The pod ends, and another one comes: cluster DNS answers meanwhile.
+	l = startLoad(t, "tools", names...)
+	system(t, "delete", "pod", pod)
+	rolledOut(t, workload)
+	eventually(t, "the cache has the queries of pods", time.Minute, func() error { return hasFromPods(t) })
+	l.stop(0)
+	if young := podsOf(t, workload); slices.Contains(young, pod) {
+		t.Errorf("%s is still there", pod)
+	}
+}
+
+// looksUpWithin wants pods to have answers again within a time.
+func looksUpWithin(t *testing.T, limit time.Duration) {
+	t.Helper()
+	eventually(t, "pods have answers", limit, func() error {
+		if out := kubectl(t, "exec", "tools", "--", "lookup-go", "web"); !strings.Contains(out, "web: 10.96.7.7") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+}
+
+// otherProxyMode changes kube-proxy from nftables to iptables, or the other way.
+func otherProxyMode(t *testing.T) {
+	mode := map[string]string{"nftables": "iptables", "iptables": "nftables"}[proxyMode]
+	if err := cluster.startProxy(mode); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "kube-proxy has rules in mode "+mode, time.Minute, func() error {
+		if mode == "iptables" {
+			return exec.Command("iptables", "-t", "nat", "-S", "KUBE-SERVICES").Run()
+		}
+		return exec.Command("nft", "list", "table", "ip", "kube-proxy").Run()
+	})
+	kubectl(t, "apply", "--validate=strict", "-k", withClusterIP(t))
+	rolledOut(t, workloads["nodelocaldns"])
+	eventually(t, "the cache has the queries of pods in mode "+mode, 10*time.Second, func() error { return hasFromPods(t) })
+	looksUp(t, "tools")
+	looksUp(t, "tools-local")
+	l, local := startLoad(t, "tools", names...), startLoad(t, "tools-local", names...)
+	for _, workload := range workloads {
+		system(t, "rollout", "restart", workload)
+		rolledOut(t, workload)
+	}
+	l.stop(0)
+	local.stop(0)
+	if n := tracked(t, localDNS); n != 0 {
+		t.Errorf("the kernel tracks %d queries", n)
+	}
+}
+
+// leaveClusterIP goes back to the manifests without the component: cluster DNS has the queries of pods again.
+func leaveClusterIP(t *testing.T) {
+	l := startLoad(t, "tools", names...)
+	kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
+	rolledOut(t, workloads["nodelocaldns"])
+	eventually(t, "cluster DNS has the queries of pods", 10*time.Second, func() error {
+		if hasFromPods(t) == nil {
+			return fmt.Errorf("the cache has them")
+		}
+		return nil
+	})
+	l.stop(0)
+	before, err := exec.Command("ip", "-o", "addr", "show", "dev", "nodelocaldns").CombinedOutput()
+	if err != nil || strings.Contains(string(before), clusterDNS) || !strings.Contains(string(before), localDNS) {
+		t.Errorf("%v\n%s", err, before)
+	}
+}
+
+// removeNodeLocal follows deploy/README.md. The node is as before.
+func removeNodeLocal(t *testing.T) {
+	l := startLoad(t, "tools", names...)
+	follow(t, withClusterIP(t), "kubectl delete -k .")
+	eventually(t, "interface and rules are gone", time.Minute, func() error {
+		link, linkErr := exec.Command("ip", "link", "show", "nodelocaldns").CombinedOutput()
+		table, tableErr := exec.Command("nft", "list", "table", "inet", "nodelocaldns").CombinedOutput()
+		if linkErr == nil || tableErr == nil {
+			return fmt.Errorf("%s%s", link, table)
+		}
+		return nil
+	})
+	time.Sleep(3 * time.Second) // more lookups
+	l.stop(0)
+	follow(t, ".", "rm -r /var/cache/optcache") // in the node's namespace of mounts
+	looksUp(t, "tools")
+}

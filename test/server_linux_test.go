@@ -1,5 +1,0 @@
-package test
-
-import "syscall"
-
-func init() { diesWithUs = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
