@@ -61,8 +61,9 @@ func TestTop(t *testing.T) {
 	const names = 10
 	askHosts(t, s, names)
 	send := overUDP(s.addr("dns"))
+	const each = 60 // so many that samples of one in a hundred still come within half and twice of what was asked
 	for i := range names {
-		for range 3 * i {
+		for range each * i {
 			ask(t, send, query(hostName(i), dns.TypeA))
 		}
 	}
@@ -76,10 +77,11 @@ func TestTop(t *testing.T) {
 	}
 	check := func() {
 		t.Helper()
-		if misses := top("misses"); len(misses.Items) != names || misses.Total+misses.Skipped != names {
+		// A miss is skipped where another one is just being counted.
+		if misses := top("misses"); len(misses.Items)+int(misses.Skipped) != names || misses.Total+misses.Skipped != names {
 			t.Errorf("misses %+v", misses)
 		}
-		const hits = 3 * names * (names - 1) / 2
+		const hits = each * names * (names - 1) / 2
 		got := top("hits")
 		if len(got.Items) == 0 || got.Total < hits/2 || got.Total > 2*hits || got.Items[0].Type != "A" || !strings.HasSuffix(got.Items[0].Name, "example.org.") {
 			t.Errorf("hits %+v", got)
