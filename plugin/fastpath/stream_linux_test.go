@@ -967,6 +967,34 @@ func TestStreamsReload(t *testing.T) {
 	c.wantsEnd()
 }
 
+// In a reload, the old server may still read a connection's first query when the next generation serves already. A plain connection
+// goes to that one, and does not end with the old server. One by TLS stays with the old server, whose certificate it has.
+func TestStreamOfAServerThatEnds(t *testing.T) {
+	overBoth(t, nil, func(t *testing.T, s *streamServer) {
+		first := s.dial()
+		next := &streamServer{Server: s.Server, t: t, addr: s.addr, number: 1, letGo: make(chan struct{})}
+		if err := OpenStreams(next.Server, 1, next.service); err != nil {
+			t.Fatal(err)
+		}
+		c := s.dial()
+		s.Stop()
+		CloseStreams(func(other Service) bool { return other.(hits).of == s })
+		for _, c := range []*streamClient{first, c} {
+			if s.tls != nil {
+				c.wantsEnd()
+				continue
+			}
+			c.send("hit.", "miss.")
+			c.wants("hit.", "miss.")
+		}
+		next.over.Store(true)
+		CloseStreams(func(other Service) bool { return other.(hits).of == next })
+		if s.tls == nil {
+			c.wantsEnd()
+		}
+	})
+}
+
 // An idle connection costs 4 KB at most, beyond what the kernel has.
 func TestStreamMemory(t *testing.T) {
 	s := startStreams(t, transport.DNS, func(cfg *dnsserver.Config) { cfg.IdleTimeout = time.Minute })

@@ -109,16 +109,16 @@ func OpenStreams(s *dnsserver.Server, number int, service func() (Service, error
 	return err
 }
 
-// openStreamsLocked is OpenStreams for a caller that holds allStreams.mu. It returns nil if there is nothing that serves.
+// openStreamsLocked is OpenStreams for a caller that holds allStreams.mu. It returns the connections to the address, which may be
+// served by a newer generation, or nil if there is nothing that serves.
 func openStreamsLocked(s *dnsserver.Server, number int, service func() (Service, error)) (*streams, error) {
 	l := allStreams.m[s.Addr]
 	if l != nil {
-		last := l.serves.Load()
-		if last.number == number && !l.ending.Load() {
-			return l, nil
-		}
-		if last.number >= number || l.ending.Load() {
+		if l.ending.Load() {
 			return nil, nil
+		}
+		if l.serves.Load().number >= number {
+			return l, nil
 		}
 	}
 	g := &streamGeneration{number: number, idle: s.IdleTimeout, write: s.WriteTimeout, maxQueries: s.MaxTCPQueries}
@@ -151,7 +151,8 @@ func openStreamsLocked(s *dnsserver.Server, number int, service func() (Service,
 
 // Take takes over the connection that w, the writer of CoreDNS's server s, belongs to. w must not have been used yet. The fast path
 // then reads the connection's next queries, and w stays good for the first one. The caller must call done when that one has
-// been answered. done is nil if the connection has not been taken. See OpenStreams for number and service.
+// been answered. done is nil if the connection has not been taken. See OpenStreams for number and service. In a reload, the server
+// of the old generation may still accept a plain connection when the new one serves already: it goes to the new one.
 func Take(s *dnsserver.Server, w dns.ResponseWriter, number int, service func() (Service, error)) (done func(), err error) {
 	conn, ok := chain.Conn(w)
 	if !ok {
@@ -174,6 +175,9 @@ func Take(s *dnsserver.Server, w dns.ResponseWriter, number int, service func() 
 	l, err := openStreamsLocked(s, number, service)
 	if l == nil || err != nil {
 		return nil, err
+	}
+	if isTLS && l.serves.Load().number != number { // it ends with its generation, and CoreDNS sees to that
+		return nil, nil
 	}
 	c := &stream{of: l, conn: tcp, tcp: tcp, remote: conn.RemoteAddr(), local: conn.LocalAddr(), slow: 1, ended: make(chan struct{})}
 	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
