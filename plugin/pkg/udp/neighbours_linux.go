@@ -1,14 +1,18 @@
 package udp
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -90,52 +94,136 @@ func neighbours(fd int) (map[uint64]bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	if found := onAddress(dump(fd, domain), own); found[own] {
+		return found, nil
+	}
 	table := "/proc/self/net/udp"
 	if domain == unix.AF_INET6 {
 		table = "/proc/self/net/udp6"
 	}
 	// The kernel gives the table in pages and finds its place by counting rows. It skips rows if sockets close
-	// meanwhile. Two equal readings in a row are taken as right.
-	const tries = 20
+	// meanwhile. Some equal readings in a row are taken as right.
+	const tries, enough = 50, 4
 	var last map[uint64]bool
+	equal := 0
 	for range tries {
 		text, err := os.ReadFile(table)
 		if err != nil {
 			return nil, err
 		}
-		found := onAddress(string(text), own)
-		if found[own] && maps.Equal(found, last) {
+		found := onAddress(rows(string(text)), own)
+		if equal++; !maps.Equal(found, last) {
+			last, equal = found, 1
+		}
+		if equal == enough && found[own] {
 			return found, nil
 		}
-		last = found
 	}
 	return nil, fmt.Errorf("%s does not say what else is on the address of socket %d", table, own)
 }
 
-// onAddress returns the inodes in a table of sockets (proc_net(5)) that have the same address as the socket own.
-func onAddress(table string, own uint64) map[uint64]bool {
+// row is what the kernel tells of a socket. Two rows of one list have the same address if their sockets have.
+type row struct {
+	address string
+	inode   uint64
+}
+
+// dump asks the kernel for the UDP sockets on the port of fd (sock_diag(7)). Sockets that come and go on other ports make no
+// difference. It returns nil if the kernel does not tell: that is a module of Linux, and a sandbox may not let it through.
+func dump(fd, domain int) []row {
+	const (
+		sockDiagByFamily = 20 // SOCK_DIAG_BY_FAMILY
+		requestLen       = 56 // struct inet_diag_req_v2
+		messageLen       = 72 // struct inet_diag_msg
+		addressAt        = 8  // idiag_src in it
+		inodeAt          = 68
+		limit            = time.Second
+	)
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return nil
+	}
+	var port int
+	switch name := name.(type) {
+	case *unix.SockaddrInet4:
+		port = name.Port
+	case *unix.SockaddrInet6:
+		port = name.Port
+	default:
+		return nil
+	}
+	kernel, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(kernel)
+	tv := unix.NsecToTimeval(int64(limit))
+	if err := unix.SetsockoptTimeval(kernel, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		return nil
+	}
+	order := binary.NativeEndian
+	ask := order.AppendUint32(nil, unix.SizeofNlMsghdr+requestLen)
+	ask = order.AppendUint16(ask, sockDiagByFamily)
+	ask = order.AppendUint16(ask, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	ask = append(ask, make([]byte, 8)...) // sequence number and sender
+	ask = append(ask, byte(domain), unix.IPPROTO_UDP, 0, 0)
+	ask = order.AppendUint32(ask, ^uint32(0)) // in whatever state
+	ask = binary.BigEndian.AppendUint16(ask, uint16(port))
+	ask = append(ask, make([]byte, unix.SizeofNlMsghdr+requestLen-len(ask))...)
+	if err := unix.Sendto(kernel, ask, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil
+	}
+	var found []row
+	for b := make([]byte, 64<<10); ; {
+		n, _, err := unix.Recvfrom(kernel, b, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil
+		}
+		messages, err := syscall.ParseNetlinkMessage(b[:n])
+		if err != nil {
+			return nil
+		}
+		for _, m := range messages {
+			switch {
+			case m.Header.Type == unix.NLMSG_DONE:
+				return found
+			case m.Header.Type != sockDiagByFamily || len(m.Data) < messageLen:
+				return nil
+			case int(binary.BigEndian.Uint16(m.Data[4:])) == port:
+				found = append(found, row{string(m.Data[addressAt : addressAt+net.IPv6len]), uint64(order.Uint32(m.Data[inodeAt:]))})
+			}
+		}
+	}
+}
+
+// rows returns what a table of sockets has (proc_net(5)).
+func rows(table string) (found []row) {
 	const addressAt, inodeAt = 1, 9 // columns
-	at := make(map[string][]uint64)
-	ours := ""
 	for line := range strings.Lines(table) {
 		columns := strings.Fields(line)
 		if len(columns) <= inodeAt {
 			continue
 		}
-		inode, err := strconv.ParseUint(columns[inodeAt], 10, 64)
-		if err != nil { // the heading
-			continue
-		}
-		address := columns[addressAt]
-		at[address] = append(at[address], inode)
-		if inode == own {
-			ours = address
+		if inode, err := strconv.ParseUint(columns[inodeAt], 10, 64); err == nil { // it is not the heading
+			found = append(found, row{columns[addressAt], inode})
 		}
 	}
+	return found
+}
+
+// onAddress returns the inodes of the sockets in a list that have the same address as the socket own.
+func onAddress(list []row, own uint64) map[uint64]bool {
 	found := make(map[uint64]bool)
-	if ours != "" {
-		for _, inode := range at[ours] {
-			found[inode] = true
+	at := slices.IndexFunc(list, func(r row) bool { return r.inode == own })
+	if at < 0 {
+		return found
+	}
+	for _, r := range list {
+		if r.address == list[at].address {
+			found[r.inode] = true
 		}
 	}
 	return found

@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
+	"sync"
 	"testing"
 	"time"
 
@@ -101,4 +103,92 @@ func TestOvertaken(t *testing.T) {
 	stdin.Close()
 	other.Wait()
 	want(Shifted, "the other process has gone")
+}
+
+// What is on an address is told right while sockets on other ports come and go all the time. The kernel's table of all sockets skips
+// rows then.
+func TestNeighboursWhileOthersComeAndGo(t *testing.T) {
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		t.Run(host, func(t *testing.T) {
+			first := foreign(t, freeport.Address(t, host), foreignMark)
+			defer first.Close()
+			s, err := open(first.LocalAddr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.close()
+			domain, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if dump(s.fd, domain) == nil {
+				t.Skip("the kernel tells of sockets in its table only")
+			}
+			stop := make(chan struct{})
+			var others sync.WaitGroup
+			defer others.Wait()
+			defer close(stop)
+			for range 2 {
+				others.Go(func() {
+					for {
+						var open [50]net.PacketConn
+						for i := range open {
+							open[i], _ = net.ListenPacket("udp", net.JoinHostPort(host, "0"))
+						}
+						for _, c := range open {
+							if c != nil {
+								c.Close()
+							}
+						}
+						select {
+						case <-stop:
+							return
+						default:
+						}
+					}
+				})
+			}
+			for range 1000 {
+				if found, err := neighbours(s.fd); err != nil || len(found) != 2 {
+					t.Fatalf("%d sockets, %v, want 2", len(found), err)
+				}
+			}
+		})
+	}
+}
+
+// Both lists of the kernel name the same sockets on an address, connected ones included, and none on another address.
+func TestListsOfSocketsAgree(t *testing.T) {
+	port := freeport.Port(t)
+	here := foreign(t, fmt.Sprintf("127.0.0.1:%d", port), foreignMark)
+	there := foreign(t, fmt.Sprintf("127.0.0.2:%d", port), foreignMark)
+	defer there.Close()
+	defer here.Close()
+	s, err := open(here.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	if err := s.leave(); err != nil { // it is connected now
+		t.Fatal(err)
+	}
+	own, err := inodeOf(s.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := dump(s.fd, unix.AF_INET)
+	if list == nil {
+		t.Skip("the kernel tells of sockets in its table only")
+	}
+	if len(list) != 3 {
+		t.Errorf("%d sockets on the port, want 3", len(list))
+	}
+	text, err := os.ReadFile("/proc/self/net/udp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := onAddress(list, own), onAddress(rows(string(text)), own)
+	if len(a) != 2 || !maps.Equal(a, b) {
+		t.Errorf("%v and %v", a, b)
+	}
 }
