@@ -124,11 +124,13 @@ test-recipe: ## build CoreDNS's own tree as README.md says (minutes)
 .PHONY: race
 race: RACE = GOMEMLIMIT=2GiB $(GO) test -race -timeout 40m $(TESTFLAGS)
 race: ## the tests of optcache's own packages under the race detector (needs a C compiler). Memory for answers is Go's heap there
-	$(RACE) $(filter-out .,$(OWN_PKGS))
 	@# The detector keeps a record of each word and goroutine that it has seen, until the process ends. So the plugin's tests are
-	@# run in parts.
-	set -e; for tests in '^Test[AB]' '^TestC' '^Test[D-H]' '^Test[I-O]' '^Test[PQ]' '^TestR' '^TestS'; do $(RACE) -run "$$tests" .; done
-	$(RACE) -skip '^Test[A-S]' .
+	@# run in parts. A part that fails does not keep the others from being run.
+	failed=; $(RACE) $(filter-out .,$(OWN_PKGS)) || failed=1; \
+	for tests in '^Test[AB]' '^TestC' '^Test[D-H]' '^Test[I-O]' '^Test[PQ]' '^TestR' '^TestS'; do \
+		$(RACE) -run "$$tests" . || failed=1; \
+	done; \
+	$(RACE) -skip '^Test[A-S]' . || failed=1; test -z "$$failed"
 
 .PHONY: lint
 lint: fmt vet staticcheck ## fmt, vet and staticcheck

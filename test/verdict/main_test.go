@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -49,9 +50,41 @@ func TestCheck(t *testing.T) {
 		"without line end": {strings.TrimSuffix(events("TestA", "no dig", "skip"), "\n") + "\nmake: end", end + "make: end", 1},
 	} {
 		var out strings.Builder
-		unexpected, err := check(strings.NewReader(test.in), &out, rules)
-		if err != nil || out.String() != test.out || len(unexpected) != test.unexpected {
-			t.Errorf("%s: %q, want %q; unexpected %q, %v", name, out.String(), test.out, unexpected, err)
+		v, err := check(strings.NewReader(test.in), &out, rules)
+		if err != nil || out.String() != test.out || len(v.unexpected) != test.unexpected {
+			t.Errorf("%s: %q, want %q; %+v, %v", name, out.String(), test.out, v, err)
+		}
+	}
+}
+
+// Only a test that has failed by itself may be run once more.
+func TestRepeatable(t *testing.T) {
+	t.Parallel()
+	event := func(action, test, output string) string {
+		return fmt.Sprintf(`{"Action":%q,"Package":"p","Test":%q,"Output":%q}`+"\n", action, test, output)
+	}
+	failed := event("output", "TestA", "    a_test.go:1: wrong\n") + event("fail", "TestA/b", "") + event("fail", "TestA", "")
+	end := event("fail", "", "")
+	for name, test := range map[string]struct {
+		in   string
+		want string
+	}{
+		"passed":                      {event("pass", "TestA", "") + event("pass", "", ""), ""},
+		"a test":                      {failed + end, "p TestA\n"},
+		"two":                         {failed + event("fail", "TestB", "") + end, "p TestA\np TestB\n"},
+		"in parallel":                 {failed + event("output", "TestC", "    c\n") + event("pass", "TestC", "") + end, "p TestA\n"},
+		"panic":                       {event("output", "TestA", "panic: oh\n") + failed + end, ""},
+		"panic of a server":           {event("output", "TestA", "    server_test.go:1: panic: oh\n") + failed + end, ""},
+		"data race":                   {event("output", "TestB", "WARNING: DATA RACE\n") + failed + end, ""},
+		"data race, told by the test": {event("output", "TestA", "    testing.go:1: race detected during execution of test\n") + failed + end, ""},
+		"a test without an end":       {failed + event("output", "TestB", "    b\n") + end, ""},
+		"only the package":            {end, ""},
+		"a build":                     {failed + end + `{"Action":"fail","Package":"q"}` + "\n", ""},
+		"an unexpected skip":          {failed + event("skip", "TestS", "") + end, ""},
+	} {
+		v, err := check(strings.NewReader(test.in), io.Discard, nil)
+		if got := strings.Join(v.repeatable(), ""); err != nil || got != test.want {
+			t.Errorf("%s: %q, %v, want %q", name, got, err, test.want)
 		}
 	}
 }
