@@ -32,6 +32,7 @@ const (
 	readSize  = 16 << 10         // the most that one read takes
 	unsentMax = 1 << 20          // answers of the slow path that wait to be sent, of one connection, in bytes
 	firstLen  = 64               // what a read by TLS takes before it takes a buffer
+	lonely    = 8                // after so many records that came alone, further ones are looked for only now and then
 	outMax    = 64 << 10         // answers are sent when there are more bytes than that
 	hurry     = time.Second / 10 // the most time to send while all connections together have too much to send
 	slowMax   = 256              // queries of one connection that the slow path may have at once
@@ -85,6 +86,7 @@ type stream struct {
 	rest   []byte    // an incomplete message, with its length
 	asked  int       // queries read, without the first one
 	quiet  int       // queries read since the last one for the slow path
+	lone   int       // by TLS: reads since the last one that has brought more than one record
 	passed [][]byte  // queries for the slow path, which are its own
 	active bool      // a query has come since the last tick
 	since  time.Time // the last query came before; valid unless active
@@ -338,8 +340,10 @@ func ignoringEINTR(fd int, p []byte) (n int, err error) {
 	}
 }
 
-// readTLS is read for TLS. A read brings one record at most. Its first bytes go to a small buffer, so that a connection that waits
-// has no large one.
+// readTLS is read for TLS. Its first bytes go to a small buffer, so that a connection that waits has no large one.
+//
+// Package tls returns one record at a time, and a client that asks several queries at once may send a record for each. So what tls
+// has read from the socket already is taken, too: then there is one write for all answers.
 func (c *stream) readTLS() error {
 	var first [firstLen]byte
 	n, err := c.conn.Read(first[:])
@@ -347,15 +351,10 @@ func (c *stream) readTLS() error {
 		b := newBuffer()
 		free := (*b)[readSize:]
 		copy(free, first[:n])
-		if n == firstLen && err == nil { // there may be more, but the read must not wait for the next record
-			c.tcp.SetReadDeadline(time.Unix(1, 0))
+		if c.lone++; err == nil && (n == firstLen || c.lone <= lonely || c.lone%lonely == 0) {
 			var more int
-			more, err = c.conn.Read(free[n:])
+			more, err = c.readBuffered(free[n:])
 			n += more
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				err = nil
-			}
-			c.waitUntil(c.until)
 		}
 		c.got(b, n)
 	}
@@ -367,6 +366,24 @@ func (c *stream) readTLS() error {
 		c.broken.Store(true)
 	}
 	return err
+}
+
+// readBuffered reads what package tls can return without a read from the socket.
+func (c *stream) readBuffered(to []byte) (n int, err error) {
+	c.tcp.SetReadDeadline(time.Unix(1, 0))
+	for n < len(to) && err == nil {
+		var more int
+		more, err = c.conn.Read(to[n:])
+		n += more
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
+	}
+	c.waitUntil(c.until)
+	if n > 0 {
+		c.lone = 0
+	}
+	return n, err
 }
 
 // readLast answers what has come before the connection ends.

@@ -407,6 +407,79 @@ func TestStreamRecordLengths(t *testing.T) {
 	})
 }
 
+// corked keeps what is written until it is let go, and counts the TLS records with data among what it reads.
+type corked struct {
+	net.Conn
+	out     []byte
+	on      bool
+	in      []byte // less than a record
+	records int
+}
+
+func (c *corked) Write(p []byte) (int, error) {
+	if !c.on {
+		return c.Conn.Write(p)
+	}
+	c.out = append(c.out, p...)
+	return len(p), nil
+}
+
+func (c *corked) Read(p []byte) (int, error) {
+	const header, data = 5, 23 // RFC 8446, section 5.1
+	n, err := c.Conn.Read(p)
+	for c.in = append(c.in, p[:n]...); len(c.in) >= header; {
+		size := header + int(binary.BigEndian.Uint16(c.in[header-2:]))
+		if len(c.in) < size {
+			break
+		}
+		if c.in[0] == data {
+			c.records++
+		}
+		c.in = c.in[size:]
+	}
+	return n, err
+}
+
+// Queries that come at the same time, in a record each, are answered together. What is behind them does not keep their answers back.
+func TestStreamAnswersRecordsTogether(t *testing.T) {
+	s := startStreams(t, transport.TLS, nil)
+	c := s.connect()
+	cork := &corked{Conn: c.tcp}
+	c.Conn = tls.Client(cork, s.tls)
+	c.SetDeadline(time.Now().Add(time.Minute))
+	c.send("first.")
+	c.wants("first.")
+	for range 3 * lonely { // the server no longer looks for more each time
+		c.send("hit.")
+		c.wants("hit.")
+	}
+	const queries = 6 // what tls reads at once has room for them
+	rounds, before := 2*lonely, cork.records
+	for range rounds {
+		cork.on = true
+		var names []string
+		for i := range queries {
+			names = append(names, fmt.Sprintf("hit%d.", i))
+			c.send(names[i])
+		}
+		whole := len(cork.out)
+		c.send("hit.")
+		part := whole + (len(cork.out)-whole)/2
+		if _, err := c.tcp.Write(cork.out[:part]); err != nil {
+			t.Fatal(err)
+		}
+		c.wants(names...)
+		if _, err := c.tcp.Write(cork.out[part:]); err != nil {
+			t.Fatal(err)
+		}
+		c.wants("hit.")
+		cork.on, cork.out = false, nil
+	}
+	if n := cork.records - before; n > rounds*queries/2 {
+		t.Errorf("%d records for %d queries, of which %d came at a time", n, rounds*(queries+1), queries)
+	}
+}
+
 // One query in many small pieces takes no more work than its length.
 func TestStreamManyPieces(t *testing.T) {
 	c := new(stream)
