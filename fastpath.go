@@ -130,6 +130,9 @@ func setupFast(c *caddy.Controller, o *Optcache) {
 	if cfg.UDPDecorateWriterFunc == nil {
 		cfg.UDPDecorateWriterFunc = b.serves
 	}
+	if o.fast.mode == fastOff {
+		return
+	}
 	cfg.Plugin = slices.Insert(cfg.Plugin, 0, b.door)
 	c.OnStartup(func() error {
 		if o.store == nil { // it was not started
@@ -175,10 +178,10 @@ func setupFast(c *caddy.Controller, o *Optcache) {
 	}
 }
 
-// serves opens the fast path for a server. CoreDNS calls it as a decorator of the server's UDP writer, just before the server
-// reads its first packet. It decorates nothing; only the time of the call matters. By now the new generation is sure to
-// serve. Earlier, a reload could still fail, and a reload that fails must change nothing. If several blocks share an address,
-// CoreDNS calls the function of one of them.
+// serves opens the fast path for a server, if a server block there has one. CoreDNS calls it as a decorator of the server's UDP
+// writer, just before the server reads its first packet. By now the new generation is sure to serve. Earlier, a reload could
+// still fail, and a reload that fails must change nothing. If several blocks share an address, CoreDNS calls the function of one
+// of them. It returns a decorator that decorates nothing: see chain.Roomy.
 func (b *fastBlock) serves(s *dnsserver.Server) dns.DecorateWriter {
 	if err := fastpath.Open(s, b, func() (fastpath.Service, error) { return newRoutes(s) }); err != nil {
 		log.Errorf("%v", b.o.fast.err("%s: %v; all queries go the slow path", s.Addr, err))
@@ -186,7 +189,7 @@ func (b *fastBlock) serves(s *dnsserver.Server) dns.DecorateWriter {
 	if err := fastpath.OpenStreams(s, b.o.generation, func() (fastpath.Service, error) { return newRoutes(s) }); err != nil {
 		log.Errorf("%v", b.o.fast.err("%s: %v; queries over TCP go the slow path", s.Addr, err))
 	}
-	return nil
+	return chain.Roomy
 }
 
 // door is the outermost handler of a server block with a fast path. It has the fast path take over the connection of each request

@@ -167,10 +167,7 @@ func setup(c *caddy.Controller) error {
 		return o.stop()
 	})
 	c.OnFinalShutdown(o.stop)
-	if b.fast.mode != fastOff {
-		setupFast(c, o)
-	}
-	cfg.Plugin = slices.Insert(cfg.Plugin, 0, chain.Roomy)
+	setupFast(c, o)
 	return nil
 }
 
