@@ -204,8 +204,8 @@ release: PLATFORMS = linux/amd64 linux/arm64 linux/arm linux/riscv64 linux/386
 release: ## bin/release/VERSION: archives, Debian packages, SBOM, licences, checksums; VERSION=1.2.3
 	PLATFORMS='$(PLATFORMS)' COMMIT='$(COMMIT)' GO='$(GO)' deploy/release.sh '$(VERSION)'
 
-# The version before is the last release. Until there is one, it is the first commit whose package was tried as it is today.
-FROM ?= $(shell git -c 'safe.directory=*' describe --tags --abbrev=0 --match 'v[0-9]*' HEAD^ 2>/dev/null || echo 0686053a34da032b38fa000a94d29711e87dbb23)
+# The version before is the last release. Until there is one, it is the first commit that could make one.
+FROM ?= $(shell git -c 'safe.directory=*' describe --tags --abbrev=0 --match 'v[0-9]*' HEAD^ 2>/dev/null || git -c 'safe.directory=*' log --diff-filter=A --format=%H -- deploy/release.sh | tail -1)
 
 .PHONY: sizes
 sizes: build ## bytes of what the image has, and of stock CoreDNS of the same version
