@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime"
@@ -94,7 +95,7 @@ func (o *Optcache) fallback(server string) string {
 	return fastpath.Off(server)
 }
 
-// fastBlock is a server block with a fast path.
+// fastBlock is a server block with a fast path, or one that may not have one.
 type fastBlock struct {
 	o       *Optcache
 	workers int
@@ -123,7 +124,7 @@ func (b *fastBlock) notice(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	}
 }
 
-// setupFast prepares the fast path of a server block. At this time the block's server does not exist yet; serves does the rest.
+// setupFast prepares the fast path of a server block, if it may have one. At this time the block's server does not exist yet; serves does the rest.
 func setupFast(c *caddy.Controller, o *Optcache) {
 	cfg := dnsserver.GetConfig(c)
 	b := &fastBlock{o: o}
@@ -180,14 +181,19 @@ func setupFast(c *caddy.Controller, o *Optcache) {
 
 // serves opens the fast path for a server, if a server block there has one. CoreDNS calls it as a decorator of the server's UDP
 // writer, just before the server reads its first packet. By now the new generation is sure to serve. Earlier, a reload could
-// still fail, and a reload that fails must change nothing. If several blocks share an address, CoreDNS calls the function of one
-// of them. It returns a decorator that decorates nothing: see chain.Roomy.
+// still fail, and a reload that fails must change nothing.
+//
+// If several blocks share an address, CoreDNS calls the function of one of them. So serves returns what another plugin's function
+// returns, if there is one, and else chain.Roomy.
 func (b *fastBlock) serves(s *dnsserver.Server) dns.DecorateWriter {
 	if err := fastpath.Open(s, b, func() (fastpath.Service, error) { return newRoutes(s) }); err != nil {
 		log.Errorf("%v", b.o.fast.err("%s: %v; all queries go the slow path", s.Addr, err))
 	}
 	if err := fastpath.OpenStreams(s, b.o.generation, func() (fastpath.Service, error) { return newRoutes(s) }); err != nil {
 		log.Errorf("%v", b.o.fast.err("%s: %v; queries over TCP go the slow path", s.Addr, err))
+	}
+	if f, _ := decoratorOf(s); f != nil {
+		return f(s)
 	}
 	return chain.Roomy
 }
@@ -243,6 +249,20 @@ func (d door) take(ctx context.Context, w dns.ResponseWriter) (done func()) {
 // decorates reports whether f is another plugin's decorator of the UDP writer, and not serves.
 func decorates(f func(*dnsserver.Server) dns.DecorateWriter) bool {
 	return f != nil && !chain.SameCode(f, new(fastBlock).serves)
+}
+
+// decoratorOf returns another plugin's decorator of the server's UDP writer, or nil. The plugin may be in any server block on the
+// address. If several blocks have one, that of the last zone by name counts. ok is false if CoreDNS does not tell.
+func decoratorOf(s *dnsserver.Server) (f func(*dnsserver.Server) dns.DecorateWriter, ok bool) {
+	served, ok := chain.Zones(s)
+	for _, zone := range slices.Sorted(maps.Keys(served)) {
+		for _, cfg := range served[zone] {
+			if decorates(cfg.UDPDecorateWriterFunc) {
+				f = cfg.UDPDecorateWriterFunc
+			}
+		}
+	}
+	return f, ok
 }
 
 // inspect checks the outer plugins of the server block, when all of them are set up. It returns an error if one of them does

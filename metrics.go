@@ -22,7 +22,6 @@ import (
 
 	"github.com/optcache/optcache/plugin/fastpath"
 	"github.com/optcache/optcache/plugin/pkg/arena"
-	"github.com/optcache/optcache/plugin/pkg/chain"
 	"github.com/optcache/optcache/plugin/pkg/histogram"
 	"github.com/optcache/optcache/plugin/pkg/record"
 	"github.com/optcache/optcache/plugin/pkg/reply"
@@ -308,10 +307,10 @@ func (o *Optcache) allCounters() (all []*counters) {
 
 // decorated reports whether a plugin has put a writer of its own under the server's UDP socket. The plugin may be in
 // another server block on the same address. Such a writer expects replies by WriteMsg, and may keep the bytes that it
-// gets. CoreDNS does not export the field; decorated returns true if the field is gone.
+// gets. CoreDNS does not export what tells; decorated returns true if that is gone.
 func decorated(s *dnsserver.Server) bool {
-	f, ok := chain.UDPDecorator(s)
-	return !ok || decorates(f)
+	f, ok := decoratorOf(s)
+	return !ok || f != nil
 }
 
 // counterSet holds the counters of all labels that have been in use since the process started.

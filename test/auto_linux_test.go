@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -228,5 +229,26 @@ func TestFastPathByReload(t *testing.T) {
 	}
 	if stop() == 0 {
 		t.Error("nobody has asked")
+	}
+}
+
+// The plugin shed goes on under a server that has a block with optcache, too, whichever of the blocks comes first.
+func TestShedBesideOptcache(t *testing.T) {
+	t.Parallel()
+	u := newUpstream(t)
+	shed := block("dns", u.addr, "prometheus 127.0.0.1:${metrics}", "shed")
+	for _, cache := range []string{"cache", "optcache", "optcache {\n\t\tfastpath off\n\t}"} {
+		other := strings.Replace(block("dns", u.addr, cache), ".:", "example.net:", 1)
+		for order, text := range map[string]string{"shed is first": shed + other, "shed is last": other + shed} {
+			t.Run(cache+" "+order, func(t *testing.T) {
+				t.Parallel()
+				s := start(t, text)
+				ask(t, overUDP(s.addr("dns")), query("www.example.net.", dns.TypeA))
+				ask(t, overUDP(s.addr("dns")), query("www.example.org.", dns.TypeA))
+				if !slices.ContainsFunc(scrape(t, s.addr("metrics")), func(line string) bool { return strings.HasPrefix(line, "coredns_shed_dropped_total") }) {
+					t.Error("shed is not at work")
+				}
+			})
+		}
 	}
 }

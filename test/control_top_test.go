@@ -61,7 +61,7 @@ func TestTop(t *testing.T) {
 	const names = 10
 	askHosts(t, s, names)
 	send := overUDP(s.addr("dns"))
-	const each = 60 // so many that samples of one in a hundred still come within half and twice of what was asked
+	const each = 60 // so many that samples of one in a hundred still add up to between half and twice as many
 	for i := range names {
 		for range each * i {
 			ask(t, send, query(hostName(i), dns.TypeA))

@@ -13,6 +13,8 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 
 	"github.com/miekg/dns"
+
+	"github.com/optcache/optcache/plugin/pkg/chain"
 )
 
 // This file has the slow path: a queue of queries, and CoreDNS's server at its end. Queries come from datagrams and from streams.
@@ -94,6 +96,7 @@ func newSlowPath(s *dnsserver.Server, accept dns.MsgAcceptFunc, counts *counters
 	}
 	l.server = &dns.Server{
 		Listener:       l,
+		DecorateWriter: chain.Roomy,
 		Net:            "tcp",
 		MaxTCPQueries:  -1,
 		TsigSecret:     s.TsigSecret,

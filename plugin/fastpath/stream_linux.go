@@ -32,7 +32,7 @@ const (
 	readSize  = 16 << 10         // the most that one read takes
 	unsentMax = 1 << 20          // answers of the slow path that wait to be sent, of one connection, in bytes
 	firstLen  = 64               // what a read by TLS takes before it takes a buffer
-	lonely    = 8                // after so many records that came alone, further ones are looked for only now and then
+	lonely    = 8                // after so many records that came alone, a second one is looked for only at each eighth
 	outMax    = 64 << 10         // answers are sent when there are more bytes than that
 	hurry     = time.Second / 10 // the most time to send while all connections together have too much to send
 	slowMax   = 256              // queries of one connection that the slow path may have at once
@@ -86,7 +86,7 @@ type stream struct {
 	rest   []byte    // an incomplete message, with its length
 	asked  int       // queries read, without the first one
 	quiet  int       // queries read since the last one for the slow path
-	lone   int       // by TLS: reads since the last one that has brought more than one record
+	lone   int       // by TLS: reads since the last one that has brought a second record, or the rest of a long one
 	passed [][]byte  // queries for the slow path, which are its own
 	active bool      // a query has come since the last tick
 	since  time.Time // the last query came before; valid unless active

@@ -1,11 +1,12 @@
 // Command verdict reads what "go test -json" prints, and prints what go test prints without -json. It fails when a test was
 // skipped that is not in the list of those that may be.
 //
-//	go test -json ./... | go run ./test/verdict [-again FILE] test/verdict/expected
+//	go test -json ./... | go run ./test/verdict [-again FILE] [-test TEST] test/verdict/expected
 //
 // The tests' own result is go test's: a shell that runs both needs "set -o pipefail". For that shell, FILE gets a line "PACKAGE
 // TEST" for each test that has failed, if it makes sense to run them once more, each by itself. It does not after a panic, a data
-// race, or an unexpected skip, nor where a package has failed and none of its tests has.
+// race, or an unexpected skip, nor where a package has failed and none of its tests has. With TEST, it also fails unless that test has
+// passed.
 package main
 
 import (
@@ -21,8 +22,9 @@ import (
 
 func main() {
 	again := flag.String("again", "", "the `file` for the tests that may be run once more")
+	test := flag.String("test", "", "the `test` that must have passed")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: go test -json ./... | verdict [-again FILE] EXPECTED")
+		fmt.Fprintln(os.Stderr, "usage: go test -json ./... | verdict [-again FILE] [-test TEST] EXPECTED")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -43,6 +45,10 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
+	if *test != "" && !v.passed[*test] {
+		fmt.Printf("\n%s has not passed\n", *test)
+		os.Exit(1)
+	}
 	if len(v.unexpected) > 0 {
 		fmt.Printf("\nskipped, and not expected by %s:\n%s", flag.Arg(0), strings.Join(v.unexpected, ""))
 		os.Exit(1)
@@ -52,6 +58,7 @@ func main() {
 // verdict is what the tests have come to.
 type verdict struct {
 	unexpected []string // a text for each skipped test that no rule expects
+	passed     map[string]bool
 	failed     []string // a line "PACKAGE TEST" for each test that has failed, without subtests
 	final      bool     // there is a failure that is not that of a test alone
 }
@@ -110,6 +117,7 @@ type event struct {
 // check copies events as text, and returns what they come to. What is no event, such as make's own lines, is copied as it is.
 func check(in io.Reader, out io.Writer, rules []rule) (v verdict, err error) {
 	type test struct{ pkg, name string }
+	v.passed = make(map[string]bool)
 	own := make(map[string]bool)    // packages of which a test has failed
 	output := make(map[test]string) // of tests that have not ended
 	lines := bufio.NewReader(in)
@@ -135,6 +143,7 @@ func check(in io.Reader, out io.Writer, rules []rule) (v verdict, err error) {
 			switch {
 			case e.Test == "":
 				v.final = v.final || !own[e.Package]
+				delete(own, e.Package)            // it may come again
 				for other, text := range output { // of its tests, those that have not ended are why
 					if other.pkg == e.Package {
 						v.final = true
@@ -152,6 +161,7 @@ func check(in io.Reader, out io.Writer, rules []rule) (v verdict, err error) {
 			}
 			delete(output, t)
 		case "pass":
+			v.passed[e.Test] = true
 			delete(output, t)
 		}
 		if err == io.EOF {

@@ -79,6 +79,7 @@ func TestRepeatable(t *testing.T) {
 		"data race, told by the test": {event("output", "TestA", "    testing.go:1: race detected during execution of test\n") + failed + end, ""},
 		"a test without an end":       {failed + event("output", "TestB", "    b\n") + end, ""},
 		"only the package":            {end, ""},
+		"only the package, later":     {failed + end + end, ""},
 		"a build":                     {failed + end + `{"Action":"fail","Package":"q"}` + "\n", ""},
 		"an unexpected skip":          {failed + event("skip", "TestS", "") + end, ""},
 	} {

@@ -61,11 +61,6 @@ func Listeners(s *dnsserver.Server) (both [2]*dns.Server, ok bool) {
 	return unexported[[2]*dns.Server](s, "server")
 }
 
-// UDPDecorator returns the function that decorates the writer of the server's UDP socket, or nil.
-func UDPDecorator(s *dnsserver.Server) (f func(*dnsserver.Server) dns.DecorateWriter, ok bool) {
-	return unexported[func(*dnsserver.Server) dns.DecorateWriter](s, "udpDecorateWriterFunc")
-}
-
 // AcceptFunc returns a function that accepts the same messages as the server's own MsgAcceptFunc. It is nil, which means the
 // default of package dns, unless a plugin such as dynupdate has allowed further opcodes. A message with such an opcode must
 // have one question, and may have any records.

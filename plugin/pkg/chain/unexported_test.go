@@ -52,18 +52,6 @@ func TestServersListeners(t *testing.T) {
 	}
 }
 
-func TestServersUDPDecorator(t *testing.T) {
-	for _, set := range []bool{false, true} {
-		cfg := &dnsserver.Config{Zone: "."}
-		if set {
-			cfg.UDPDecorateWriterFunc = func(*dnsserver.Server) dns.DecorateWriter { return nil }
-		}
-		if f, ok := UDPDecorator(newServer(t, cfg)); !ok || (f != nil) != set {
-			t.Errorf("set %v: %v, %v", set, f != nil, ok)
-		}
-	}
-}
-
 func TestServersOpcodes(t *testing.T) {
 	for _, opcodes := range [][]int{nil, {dns.OpcodeUpdate}} {
 		cfg := &dnsserver.Config{Zone: "."}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -94,32 +96,25 @@ func neighbours(fd int) (map[uint64]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	if found := onAddress(dump(fd, domain), own); found[own] {
-		return found, nil
-	}
-	table := "/proc/self/net/udp"
-	if domain == unix.AF_INET6 {
-		table = "/proc/self/net/udp6"
-	}
-	// The kernel gives the table in pages and finds its place by counting rows. It skips rows if sockets close
-	// meanwhile. Some equal readings in a row are taken as right.
+	// If the kernel tells in several pieces, it may leave out sockets when others close meanwhile: it finds its place by counting.
+	// Some equal readings in a row are taken as right then.
 	const tries, enough = 50, 4
 	var last map[uint64]bool
 	equal := 0
 	for range tries {
-		text, err := os.ReadFile(table)
+		sockets, pieces, err := list(fd, domain)
 		if err != nil {
 			return nil, err
 		}
-		found := onAddress(rows(string(text)), own)
+		found := onAddress(sockets, own)
 		if equal++; !maps.Equal(found, last) {
 			last, equal = found, 1
 		}
-		if equal == enough && found[own] {
+		if found[own] && (pieces == 1 || equal == enough) {
 			return found, nil
 		}
 	}
-	return nil, fmt.Errorf("%s does not say what else is on the address of socket %d", table, own)
+	return nil, fmt.Errorf("the kernel does not say what else is on the address of socket %d", own)
 }
 
 // row is what the kernel tells of a socket. Two rows of one list have the same address if their sockets have.
@@ -128,9 +123,33 @@ type row struct {
 	inode   uint64
 }
 
+// refused says that this system's kernel has no dump.
+var refused atomic.Bool
+
+// list returns UDP sockets, among which are all on the address of fd, and in how many pieces the kernel has told of them.
+func list(fd, domain int) (found []row, pieces int, err error) {
+	if !refused.Load() {
+		if found, pieces, err = dump(fd, domain); err == nil {
+			return found, pieces, nil
+		}
+		if errors.Is(err, errRefused) {
+			refused.Store(true)
+		}
+	}
+	table := "/proc/self/net/udp"
+	if domain == unix.AF_INET6 {
+		table = "/proc/self/net/udp6"
+	}
+	text, err := os.ReadFile(table)
+	return rows(string(text)), 2, err // a page is a piece
+}
+
+// errRefused is an error of dump: the kernel lacks the module for it, or a sandbox does not let it through.
+var errRefused = errors.New("the kernel tells of sockets in its table only")
+
 // dump asks the kernel for the UDP sockets on the port of fd (sock_diag(7)). Sockets that come and go on other ports make no
-// difference. It returns nil if the kernel does not tell: that is a module of Linux, and a sandbox may not let it through.
-func dump(fd, domain int) []row {
+// difference.
+func dump(fd, domain int) (found []row, pieces int, err error) {
 	const (
 		sockDiagByFamily = 20 // SOCK_DIAG_BY_FAMILY
 		requestLen       = 56 // struct inet_diag_req_v2
@@ -141,7 +160,7 @@ func dump(fd, domain int) []row {
 	)
 	name, err := unix.Getsockname(fd)
 	if err != nil {
-		return nil
+		return nil, 0, err
 	}
 	var port int
 	switch name := name.(type) {
@@ -149,17 +168,15 @@ func dump(fd, domain int) []row {
 		port = name.Port
 	case *unix.SockaddrInet6:
 		port = name.Port
-	default:
-		return nil
 	}
 	kernel, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
 	if err != nil {
-		return nil
+		return nil, 0, fmt.Errorf("%w: %w", errRefused, err)
 	}
 	defer unix.Close(kernel)
 	tv := unix.NsecToTimeval(int64(limit))
 	if err := unix.SetsockoptTimeval(kernel, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-		return nil
+		return nil, 0, err
 	}
 	order := binary.NativeEndian
 	ask := order.AppendUint32(nil, unix.SizeofNlMsghdr+requestLen)
@@ -171,30 +188,44 @@ func dump(fd, domain int) []row {
 	ask = binary.BigEndian.AppendUint16(ask, uint16(port))
 	ask = append(ask, make([]byte, unix.SizeofNlMsghdr+requestLen-len(ask))...)
 	if err := unix.Sendto(kernel, ask, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil
+		return nil, 0, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	var found []row
 	for b := make([]byte, 64<<10); ; {
 		n, _, err := unix.Recvfrom(kernel, b, 0)
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return nil
+			return nil, 0, err
 		}
 		messages, err := syscall.ParseNetlinkMessage(b[:n])
 		if err != nil {
-			return nil
+			return nil, 0, err
 		}
+		before := len(found)
 		for _, m := range messages {
-			switch {
-			case m.Header.Type == unix.NLMSG_DONE:
-				return found
+			switch end := m.Header.Type == unix.NLMSG_DONE; {
+			case m.Header.Flags&unix.NLM_F_DUMP_INTR != 0:
+				return nil, 0, errors.New("sockets have changed meanwhile")
+			case end || m.Header.Type == unix.NLMSG_ERROR:
+				if len(m.Data) < 4 {
+					return nil, 0, io.ErrUnexpectedEOF
+				}
+				if errno := int32(order.Uint32(m.Data)); !end || errno != 0 {
+					return nil, 0, fmt.Errorf("%w: %w", errRefused, syscall.Errno(-errno))
+				}
+				if len(found) > before {
+					pieces++
+				}
+				return found, pieces, nil
 			case m.Header.Type != sockDiagByFamily || len(m.Data) < messageLen:
-				return nil
+				return nil, 0, fmt.Errorf("a message of type %d with %d bytes", m.Header.Type, len(m.Data))
 			case int(binary.BigEndian.Uint16(m.Data[4:])) == port:
 				found = append(found, row{string(m.Data[addressAt : addressAt+net.IPv6len]), uint64(order.Uint32(m.Data[inodeAt:]))})
 			}
+		}
+		if len(found) > before {
+			pieces++
 		}
 	}
 }

@@ -2,6 +2,7 @@ package udp
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -105,49 +106,66 @@ func TestOvertaken(t *testing.T) {
 	want(Shifted, "the other process has gone")
 }
 
+// dumped returns what dump does. It skips the test where the kernel has no dump.
+func dumped(t *testing.T, fd int) (found []row, pieces int) {
+	t.Helper()
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, pieces, err = dump(fd, domain)
+	if errors.Is(err, errRefused) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found, pieces
+}
+
+// comeAndGo has some UDP sockets opened and closed all the time, by listen.
+func comeAndGo(t *testing.T, sockets int, listen func() (net.PacketConn, error)) (stop func()) {
+	end := make(chan struct{})
+	var others sync.WaitGroup
+	for range 2 {
+		others.Go(func() {
+			for {
+				conns := make([]net.PacketConn, sockets)
+				for i := range conns {
+					conns[i], _ = listen()
+				}
+				for _, c := range conns {
+					if c != nil {
+						c.Close()
+					}
+				}
+				select {
+				case <-end:
+					return
+				default:
+				}
+			}
+		})
+	}
+	return func() {
+		close(end)
+		others.Wait()
+	}
+}
+
 // What is on an address is told right while sockets on other ports come and go all the time. The kernel's table of all sockets skips
 // rows then.
 func TestNeighboursWhileOthersComeAndGo(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		t.Run(host, func(t *testing.T) {
 			first := foreign(t, freeport.Address(t, host), foreignMark)
-			defer first.Close()
 			s, err := open(first.LocalAddr().String())
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer s.close()
-			domain, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if dump(s.fd, domain) == nil {
-				t.Skip("the kernel tells of sockets in its table only")
-			}
-			stop := make(chan struct{})
-			var others sync.WaitGroup
-			defer others.Wait()
-			defer close(stop)
-			for range 2 {
-				others.Go(func() {
-					for {
-						var open [50]net.PacketConn
-						for i := range open {
-							open[i], _ = net.ListenPacket("udp", net.JoinHostPort(host, "0"))
-						}
-						for _, c := range open {
-							if c != nil {
-								c.Close()
-							}
-						}
-						select {
-						case <-stop:
-							return
-						default:
-						}
-					}
-				})
-			}
+			dumped(t, s.fd)
+			defer comeAndGo(t, 50, func() (net.PacketConn, error) { return net.ListenPacket("udp", net.JoinHostPort(host, "0")) })()
 			for range 1000 {
 				if found, err := neighbours(s.fd); err != nil || len(found) != 2 {
 					t.Fatalf("%d sockets, %v, want 2", len(found), err)
@@ -157,38 +175,58 @@ func TestNeighboursWhileOthersComeAndGo(t *testing.T) {
 	}
 }
 
-// Both lists of the kernel name the same sockets on an address, connected ones included, and none on another address.
+// Both lists of the kernel name the same sockets on an address, connected ones included, and none on another address. One has them
+// in several pieces if they are many.
 func TestListsOfSocketsAgree(t *testing.T) {
-	port := freeport.Port(t)
-	here := foreign(t, fmt.Sprintf("127.0.0.1:%d", port), foreignMark)
-	there := foreign(t, fmt.Sprintf("127.0.0.2:%d", port), foreignMark)
-	defer there.Close()
-	defer here.Close()
-	s, err := open(here.LocalAddr().String())
+	for _, more := range []int{0, 100} {
+		port := freeport.Port(t)
+		here := foreign(t, fmt.Sprintf("127.0.0.1:%d", port), foreignMark)
+		foreign(t, fmt.Sprintf("127.0.0.2:%d", port), foreignMark)
+		for range more {
+			foreign(t, here.LocalAddr().String(), foreignMark)
+		}
+		s, err := open(here.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		if err := s.leave(); err != nil { // it is connected now
+			t.Fatal(err)
+		}
+		own, err := inodeOf(s.fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found, pieces := dumped(t, s.fd)
+		if len(found) != 3+more || (pieces > 1) != (more > 0) {
+			t.Errorf("%d sockets on the port in %d pieces, want %d", len(found), pieces, 3+more)
+		}
+		text, err := os.ReadFile("/proc/self/net/udp")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, b := onAddress(found, own), onAddress(rows(string(text)), own)
+		if len(a) != 2+more || !maps.Equal(a, b) {
+			t.Errorf("%d and %d sockets on the address, want %d", len(a), len(b), 2+more)
+		}
+		all, err := neighbours(s.fd)
+		if err != nil || !maps.Equal(a, all) {
+			t.Errorf("%d sockets, %v", len(all), err)
+		}
+	}
+}
+
+// Where the kernel refuses a dump, its table is read.
+func TestNeighboursByTheTable(t *testing.T) {
+	first := foreign(t, freeport.Address(t, "127.0.0.1"), foreignMark)
+	s, err := open(first.LocalAddr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.close()
-	if err := s.leave(); err != nil { // it is connected now
-		t.Fatal(err)
-	}
-	own, err := inodeOf(s.fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	list := dump(s.fd, unix.AF_INET)
-	if list == nil {
-		t.Skip("the kernel tells of sockets in its table only")
-	}
-	if len(list) != 3 {
-		t.Errorf("%d sockets on the port, want 3", len(list))
-	}
-	text, err := os.ReadFile("/proc/self/net/udp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, b := onAddress(list, own), onAddress(rows(string(text)), own)
-	if len(a) != 2 || !maps.Equal(a, b) {
-		t.Errorf("%v and %v", a, b)
+	defer refused.Store(refused.Load())
+	refused.Store(true)
+	if found, err := neighbours(s.fd); err != nil || len(found) != 2 {
+		t.Errorf("%d sockets, %v, want 2", len(found), err)
 	}
 }
