@@ -47,13 +47,13 @@ archive() {
         --format=ustar "$@" -cf "$file" "$what"
 }
 
-programs=
+set -- # the programs
 for platform in $PLATFORMS; do
     build=$out/build/${platform%/*}_${platform#*/}
     for program in coredns optcachectl; do
         GOOS=${platform%/*} GOARCH=${platform#*/} "$GO" build -trimpath -buildvcs=false -ldflags \
             "-s -w -X main.version=$version -X main.commit=$COMMIT" -o "$build/" ./cmd/$program
-        programs="$programs $(ls -d "$PWD/$build/$program"*)"
+        set -- "$@" "$(ls -d "$PWD/$build/$program"*)"
     done
 done
 # For the image only.
@@ -63,11 +63,11 @@ for platform in $PLATFORMS; do
     mkdir -p "$image"
     cp "$out/build/${platform%/*}_${platform#*/}"/* "$image"
     GOOS=${platform%/*} GOARCH=${platform#*/} "$GO" build -C cmd/nodelocal-setup -trimpath -buildvcs=false -ldflags '-s -w' -o "$PWD/$image/" .
-    programs="$programs $PWD/$image/nodelocal-setup"
+    set -- "$@" "$PWD/$image/nodelocal-setup"
 done
 # What is linked differs by platform. The files name all of it. Its list of modules is one for all platforms.
 "$GO" run -C deploy/sbom . -name coredns-optcache -version "$version" -time "$SOURCE_DATE_EPOCH" \
-    -spdx "$PWD/$out/$name.spdx.json" -licences "$PWD/$out/${name}_licences.txt" $programs
+    -spdx "$PWD/$out/$name.spdx.json" -licences "$PWD/$out/${name}_licences.txt" "$@"
 
 # Completion is the same everywhere, so this machine's tool writes it.
 host=$out/build/optcachectl
@@ -119,6 +119,6 @@ if [ -n "${SIGNING_KEY:-}" ]; then
     base64 -w 0 "$out/build/signature" >"$out/SHA256SUMS.sig"
 fi
 # What is in the archives and in the image, in bytes.
-stat -c '%12s  %n' $programs | sed "s|$PWD/$out/build/||"
+stat -c '%12s  %n' "$@" | sed "s|$PWD/$out/build/||"
 rm -rf "$out/build"
 ls -l "$out"

@@ -33,7 +33,7 @@ func TestRelease(t *testing.T) {
 		t.Skip("OPTCACHE_RELEASE is not set")
 	}
 	dir := shortDir(t)
-	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "another", "folder")
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "another folder", "folder")
 	copyFiles(t, a)
 	copyFiles(t, b)
 	key := filepath.Join(dir, "key.pem")
