@@ -95,7 +95,7 @@ func (o *Optcache) fallback(server string) string {
 	return fastpath.Off(server)
 }
 
-// fastBlock is a server block with a fast path, or one that may not have one.
+// fastBlock is what the fast path knows of a server block. The block need not have a fast path.
 type fastBlock struct {
 	o       *Optcache
 	workers int
@@ -124,7 +124,8 @@ func (b *fastBlock) notice(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	}
 }
 
-// setupFast prepares the fast path of a server block, if it may have one. At this time the block's server does not exist yet; serves does the rest.
+// setupFast prepares the fast path of a server block, unless the Corefile says off. At this time the block's server does not
+// exist yet; serves does the rest.
 func setupFast(c *caddy.Controller, o *Optcache) {
 	cfg := dnsserver.GetConfig(c)
 	b := &fastBlock{o: o}

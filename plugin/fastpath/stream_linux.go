@@ -340,10 +340,10 @@ func ignoringEINTR(fd int, p []byte) (n int, err error) {
 	}
 }
 
-// readTLS is read for TLS. Its first bytes go to a small buffer, so that a connection that waits has no large one.
+// readTLS is read for TLS. The first bytes go to a small buffer, so that a connection that waits has no large one.
 //
-// Package tls returns one record at a time, and a client that asks several queries at once may send a record for each. So what tls
-// has read from the socket already is taken, too: then there is one write for all answers.
+// Package tls returns one record at a time. A client that asks several queries at once may send a record for each. So readTLS also
+// takes what tls has read from the socket already. Then there is one write for all answers.
 func (c *stream) readTLS() error {
 	var first [firstLen]byte
 	n, err := c.conn.Read(first[:])
