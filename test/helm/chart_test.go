@@ -259,9 +259,9 @@ func TestValuesReachTheObjects(t *testing.T) {
 		{"prometheus: {monitor: {enabled: true, kind: PodMonitor}}", "PodMonitor/coredns", []any{"spec", "podMetricsEndpoints"}, `[{"port":"metrics"}]`},
 		{"{role: nodeLocalDNS, prometheus: {monitor: {enabled: true}}}", "ServiceMonitor/node-local-dns", []any{"spec", "selector"}, `{"matchLabels":{"k8s-app":"node-local-dns"}}`},
 		{"prometheus: {rules: {enabled: true}}", "PrometheusRule/coredns", []any{"spec", "groups", 0, "name"}, `"optcache"`},
-		{"{role: nodeLocalDNS, nodeLocal: {address: 169.254.25.10}}", daemonset, container("livenessProbe", "httpGet", "host"), `"169.254.25.10"`},
+		{"{role: nodeLocalDNS, nodeLocal: {address: 169.254.25.10}}", daemonset, pod("initContainers", 1, "command", 1), `"-localip=169.254.25.10"`},
 		{"{role: nodeLocalDNS, nodeLocal: {clusterIP: '10.96.0.10,fd00::a'}}", daemonset, pod("initContainers", 0, "command", 1), `"-localip=169.254.20.10,10.96.0.10,fd00::a"`},
-		{"{role: nodeLocalDNS, nodeLocal: {clusterIP: 10.96.0.10}}", daemonset, pod("containers", 1, "command", 1), `"-localip=169.254.20.10,10.96.0.10"`},
+		{"{role: nodeLocalDNS, nodeLocal: {clusterIP: 10.96.0.10}}", daemonset, pod("initContainers", 1, "command", 1), `"-localip=169.254.20.10,10.96.0.10"`},
 		{"{role: nodeLocalDNS, fullnameOverride: other}", "DaemonSet/other", pod("volumes", 0, "configMap", "name"), `"other-optcache"`},
 		{"{role: nodeLocalDNS, fullnameOverride: other}", "DaemonSet/other", pod("volumes", 1, "configMap", "name"), `"kube-dns"`},
 	} {

@@ -3,14 +3,13 @@ package kubernetes
 import (
 	"errors"
 	"fmt"
-	"net"
+	"math"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/miekg/dns"
 )
 
 // Each step begins where the one before has ended.
@@ -29,7 +28,7 @@ func TestCluster(t *testing.T) {
 		{"NodeLocal DNSCache replaces one that runs as root, goes back, and comes again", nodeCache},
 		{"NodeLocal DNSCache answers at the cluster IP", atClusterIP},
 		{"cluster DNS replaces the addon under load", replaceAddon},
-		{"cluster DNS and stock answer the same", sameAnswers},
+		{"servers beside each other answer the same, and show what changes", besideEachOther},
 		{"caches are looked into and flushed", lookIn},
 		{"pods look names up", func(t *testing.T) { looksUp(t, "tools") }},
 		{"servers end", endServers},
@@ -78,111 +77,10 @@ func replaceAddon(t *testing.T) {
 	}
 }
 
-// stockPod is CoreDNS as kubeadm sets it up, beside cluster DNS.
-const stockPod = `apiVersion: v1
-kind: Pod
-metadata: {name: stock, namespace: kube-system}
-spec:
-  serviceAccountName: coredns
-  dnsPolicy: Default
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: coredns
-    image: %s
-    args: ["-conf", "/etc/coredns/Corefile"]
-    readinessProbe: {httpGet: {path: /ready, port: 8181}, periodSeconds: 1}
-    volumeMounts: [{name: config-volume, mountPath: /etc/coredns}]
-  volumes:
-  - {name: config-volume, configMap: {name: coredns}}
-`
-
 // podIP returns a pod's address in kube-system.
 func podIP(t *testing.T, pod string) string {
 	t.Helper()
 	return system(t, "get", "pod", pod, "-o", "jsonpath={.status.podIP}")
-}
-
-// sameAnswers asks both, and compares all but the TTLs of what the upstream has said, and letters: owner names that are the
-// qname have the client's in ours, and the first client's in stock's. NS is not asked for: stock is behind no service here.
-func sameAnswers(t *testing.T) {
-	stock, err := kubeadmImage(cluster.bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	apply(t, fmt.Sprintf(stockPod, stock))
-	system(t, "wait", "--for=condition=Ready", "pod/stock", "--timeout=600s")
-	defer system(t, "delete", "pod/stock")
-	a, b := podIP(t, "stock"), podIP(t, podsOf(t, "deployment/coredns")[0])
-	web := kubectl(t, "get", "pod", "web", "-o", "jsonpath={.status.podIP}")
-	questions := []string{
-		"web.default.svc.cluster.local A", "web.default.svc.cluster.local AAAA", "web.default.svc.cluster.local ANY",
-		"_http._tcp.web.default.svc.cluster.local SRV", "7.7.96.10.in-addr.arpa PTR", "kubernetes.default.svc.cluster.local A",
-		"db.default.svc.cluster.local A", "db.default.svc.cluster.local AAAA", "db-0.db.default.svc.cluster.local A", "db-2.db.default.svc.cluster.local A",
-		"_pg._tcp.db.default.svc.cluster.local SRV", "1.9.244.10.in-addr.arpa PTR",
-		"ext.default.svc.cluster.local A", "ext.default.svc.cluster.local AAAA", "ext.default.svc.cluster.local CNAME", "exti.default.svc.cluster.local A",
-		"nosuch.default.svc.cluster.local A", "nosuch.default.svc.cluster.local AAAA", "nosuch.nosuch.svc.cluster.local A", "default.svc.cluster.local A",
-		"cluster.local SOA", "dns-version.cluster.local TXT", strings.ReplaceAll(web, ".", "-") + ".default.pod.cluster.local A",
-		"www.example.org A", "www.example.org AAAA", "www.example.org MX", "WWW.Example.ORG A", "nosuch.example.org A", "example.org NS", "example.org SOA",
-		"web A", "web.default A", "1.2.0.192.in-addr.arpa PTR",
-	}
-	positive := 0
-	for _, q := range questions {
-		for _, transport := range []string{"udp", "tcp"} {
-			for _, edns := range []bool{false, true} {
-				for range 2 { // the second is a hit
-					first, second := ask(t, a, q, transport, edns), ask(t, b, q, transport, edns)
-					if !strings.EqualFold(first, second) {
-						t.Errorf("%s by %s, EDNS %v: stock:\n%s\noptcache:\n%s", q, transport, edns, first, second)
-					}
-					if strings.Contains(first, "NOERROR") && strings.Contains(first, "answer ") {
-						positive++
-					}
-				}
-			}
-		}
-	}
-	if positive < 100 {
-		t.Errorf("%d answers have records", positive)
-	}
-	if got := ask(t, b, "WWW.Example.ORG A", "udp", false); !strings.Contains(got, "WWW.Example.ORG.") {
-		t.Errorf("the client's letters: %s", got)
-	}
-}
-
-// ask returns a reply as text that can be compared. Where the upstream has said some of it, there are no TTLs: the rest of the
-// reply has no longer ones.
-func ask(t *testing.T, ip, question, transport string, edns bool) string {
-	t.Helper()
-	name, qtype, _ := strings.Cut(question, " ")
-	m := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.StringToType[qtype])
-	if edns {
-		m.SetEdns0(1232, true)
-	}
-	c := dns.Client{Net: transport, Timeout: 5 * time.Second}
-	r, _, err := c.Exchange(m, net.JoinHostPort(ip, "53"))
-	if err != nil {
-		t.Fatalf("%s at %s: %v", question, ip, err)
-	}
-	lines := []string{fmt.Sprintf("%s aa %v tc %v ra %v ad %v cd %v", dns.RcodeToString[r.Rcode], r.Authoritative, r.Truncated, r.RecursionAvailable, r.AuthenticatedData, r.CheckingDisabled)}
-	sections := [][]dns.RR{r.Answer, r.Ns, r.Extra}
-	upstream := slices.ContainsFunc(slices.Concat(sections...), func(rr dns.RR) bool {
-		return rr.Header().Rrtype != dns.TypeOPT && !strings.HasSuffix(rr.Header().Name, "cluster.local.")
-	})
-	for i, section := range sections {
-		var records []string
-		for _, rr := range section {
-			if soa, ok := rr.(*dns.SOA); ok && strings.HasSuffix(soa.Hdr.Name, "cluster.local.") {
-				soa.Serial = 0 // a time
-			}
-			if upstream && rr.Header().Rrtype != dns.TypeOPT {
-				rr.Header().Ttl = 0
-			}
-			records = append(records, []string{"answer ", "authority ", "additional "}[i]+rr.String())
-		}
-		slices.Sort(records)
-		lines = append(lines, records...)
-	}
-	return strings.Join(lines, "\n")
 }
 
 // looksUp has each resolver use the search path, A and AAAA, in a pod.
@@ -349,46 +247,72 @@ spec:
       - {name: config-volume, configMap: {name: node-local-dns}}
 `
 
-// nodeCache follows deploy/README.md from node-cache to ours and back. Pods have no other server meanwhile, so nobody asks.
+// nodeCache follows deploy/README.md from node-cache to ours and back, while pods ask that have cluster DNS as their second server.
 func nodeCache(t *testing.T) {
 	stock, err := kubeadmImage(cluster.bin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	apply(t, fmt.Sprintf(nodeCacheManifests, localDNS, upstreamIP, toolsImage, stock))
 	workload := workloads["nodelocaldns"]
-	rolledOut(t, workload)
-	patched := patchedBase(t)
-	kubectl(t, "apply", "--validate=strict", "-k", patched)
-	rolledOut(t, workload)
-	if got := imageOf(t, workload); got != ownImage {
-		t.Errorf("it runs %s", got)
+	runs := func(image string) {
+		t.Helper()
+		rolledOut(t, workload)
+		if got := imageOf(t, workload); got != image {
+			t.Errorf("it runs %s", got)
+		}
 	}
-	kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
+	const orphan = "--cascade=orphan"
+	follow(t, ".", orphan)
+	apply(t, fmt.Sprintf(nodeCacheManifests, localDNS, upstreamIP, toolsImage, stock))
+	runs(stock)
+	l := startLoad(t, "tools-both", names...)
+	patched := patchedBase(t)
+	come := func() {
+		t.Helper()
+		follow(t, ".", orphan)
+		kubectl(t, "apply", "--validate=strict", "-k", patched)
+		runs(ownImage)
+		kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
+		runs(ownImage)
+		if left := system(t, "get", workload, "-o", "jsonpath={.spec.template.spec.containers[0].ports}{.spec.template.spec.containers[0].securityContext.runAsUser}"); left != "" {
+			t.Errorf("node-cache has left %s", left)
+		}
+	}
+	come()
 	looksUp(t, "tools-local")
 	// And back.
 	kubectl(t, "apply", "--validate=strict", "-k", patched)
 	rolledOut(t, workload)
 	const history = "rollout history daemonset/node-local-dns"
 	follow(t, ".", history, "--to-revision=1", before(t, system(t, strings.Fields(history)...)))
-	rolledOut(t, workload)
-	if got := imageOf(t, workload); got != stock {
-		t.Errorf("it runs %s", got)
-	}
+	runs(stock)
 	if got := ask(t, localDNS, "www.example.org A", "udp", false); !strings.Contains(got, "192.0.2.10") {
 		t.Error(got)
 	}
-	// And forth. After an undo, apply alone would leave what only node-cache has.
-	follow(t, ".", "rollout status daemonset/node-local-dns")
-	rolledOut(t, workload)
-	kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
-	rolledOut(t, workload)
-	if got := imageOf(t, workload); got != ownImage {
-		t.Errorf("it runs %s", got)
+	// A pod's resolver waits before it asks its second server.
+	if sum := l.stop(math.MaxInt); sum.failed > 0 {
+		t.Errorf("%d lookups have failed", sum.failed)
 	}
-	if left := system(t, "get", workload, "-o", "jsonpath={.spec.template.spec.containers[0].ports}{.spec.template.spec.containers[0].securityContext.runAsUser}"); left != "" {
-		t.Errorf("node-cache has left %s", left)
+	// And forth, where node-cache had the cluster IP and could not take its rules away.
+	rules := func() string {
+		out, err := exec.Command("iptables", "-t", "raw", "-S").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
 	}
+	commands := []string{"ip addr add " + clusterDNS + "/32 dev nodelocaldns"}
+	for _, ip := range []string{localDNS, clusterDNS} {
+		commands = append(commands, "iptables -t raw -A PREROUTING -d "+ip+" -p udp --dport 53 -j NOTRACK", "iptables -t raw -A OUTPUT -s "+ip+" -p udp --sport 53 -j NOTRACK")
+	}
+	if err := runAll(commands...); err != nil {
+		t.Fatal(err)
+	}
+	come()
+	if left := rules(); strings.Contains(left, "/32") {
+		t.Errorf("node-cache has left\n%s", left)
+	}
+	looksUp(t, "tools")
 }
 
 func nodeLocal(t *testing.T) {

@@ -161,8 +161,8 @@ func use(t *testing.T, name, server string) {
 			t.Fatal(err)
 		}
 		system(t, "patch", "configmap", configMap, "--type=merge", "-p", string(patch))
-		if name == "nodelocaldns" { // by the control interface, which stock does not have
-			system(t, "patch", workload, "--type=json", "-p", `[{"op": "remove", "path": "/spec/template/spec/containers/0/startupProbe"}]`)
+		if name == "nodelocaldns" { // ours are asked by the control interface, which stock does not have
+			system(t, "patch", workload, "--type=json", "-p", stockProbes)
 		}
 	}
 	system(t, "rollout", "restart", workload)
@@ -171,6 +171,12 @@ func use(t *testing.T, name, server string) {
 		t.Fatalf("%s does not run with %s", name, server)
 	}
 }
+
+const stockProbes = `[
+{"op": "remove", "path": "/spec/template/spec/containers/0/startupProbe"},
+{"op": "remove", "path": "/spec/template/spec/containers/0/livenessProbe"},
+{"op": "replace", "path": "/spec/template/spec/containers/0/readinessProbe",
+  "value": {"httpGet": {"host": "` + localDNS + `", "path": "/ready", "port": 8181}, "periodSeconds": 2}}]`
 
 // metricsOf is where a workload's only server has its metrics.
 func metricsOf(t *testing.T, name string) string {

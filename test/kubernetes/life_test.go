@@ -214,6 +214,46 @@ func rollNodeLocal(t *testing.T) {
 	if left, err := filepath.Glob("/run/optcache/*/control.sock"); err != nil || len(left) != 1 {
 		t.Errorf("sockets %v, %v", left, err)
 	}
+	hangsInRollout(t, workload)
+}
+
+// hangsInRollout has the new pod hang once it is ready. The probes tell it from the old one, which stays.
+func hangsInRollout(t *testing.T, workload string) {
+	old := podsOf(t, workload)[0]
+	system(t, "rollout", "restart", workload)
+	ready := func(pod string) bool {
+		return system(t, "get", "pod", pod, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`) == "True"
+	}
+	var young string
+	eventually(t, "the new pod is ready", time.Minute, func() error {
+		for _, pod := range podsOf(t, workload) {
+			if pod != old && ready(pod) {
+				young = pod
+				return nil
+			}
+		}
+		return errors.New("it is not")
+	})
+	process := processOf(t, young)
+	if err := syscall.Kill(process, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new pod is not ready any more", 40*time.Second, func() error {
+		if ready(young) {
+			return errors.New("it is")
+		}
+		return nil
+	})
+	for range 10 { // as long as it would take to be available
+		time.Sleep(time.Second)
+		if gone := system(t, "get", "pod", old, "-o", "jsonpath={.metadata.deletionTimestamp}"); gone != "" || !ready(old) {
+			t.Fatalf("the old pod, ready %v, ends at %q", ready(old), gone)
+		}
+	}
+	if err := syscall.Kill(process, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	rolledOut(t, workload)
 }
 
 // tooSmallLimit rolls cluster DNS out with a memory limit that kills it. The old pods go on. A pod that is killed while it

@@ -28,7 +28,8 @@ const (
 	roleNode     = "node"
 
 	groups      = "/sys/fs/cgroup"
-	groupPrefix = "optcache-test-" // the outside's process ID follows
+	groupPrefix = "optcache-test-" // the outside's process ID follows, as it does here:
+	dirPrefix   = "optcache-kubernetes-"
 )
 
 // why is the reason that there is no cluster here, or empty.
@@ -109,15 +110,30 @@ func outside(m *testing.M) int {
 	if why = missing(); why != "" {
 		return m.Run()
 	}
-	dir, err := os.MkdirTemp("", "optcache-kubernetes-")
+	sweepDirs()
+	dir, err := os.MkdirTemp("", fmt.Sprint(dirPrefix, os.Getpid(), "-"))
 	if err != nil {
 		fmt.Println(err)
 		return 1
 	}
 	n := newNode(dir)
-	defer func() {
+	remove := func() {
 		if err := n.remove(); err != nil {
 			fmt.Println("what the node leaves:", err)
+		}
+	}
+	defer remove()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	started := make(chan *os.Process, 1)
+	go func() {
+		fmt.Println(<-signals)
+		select {
+		case p := <-started:
+			p.Kill()
+		default:
+			remove()
+			os.Exit(1)
 		}
 	}()
 	said, err := downloadOperator()
@@ -128,7 +144,7 @@ func outside(m *testing.M) int {
 		fmt.Println(err)
 		return 1
 	}
-	return n.enter()
+	return n.enter(started)
 }
 
 // missing returns why there can be no cluster here, or an empty text.
@@ -157,24 +173,19 @@ func missing() string {
 
 const namespaces = syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC
 
-// enter starts the first process in its namespaces, and returns the test's exit code.
-func (n *node) enter() int {
+// enter starts the first process in its namespaces, says so, and returns the test's exit code.
+func (n *node) enter(started chan<- *os.Process) int {
 	// The kernel kills the first process when the thread ends that started it.
 	runtime.LockOSThread()
 	c := exec.Command("/proc/self/exe", os.Args[1:]...)
 	c.Env = append(os.Environ(), roleVariable+"="+roleFirst, dirVariable+"="+n.dir)
 	c.Stdout, c.Stderr = os.Stdout, os.Stderr
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	if err := c.Start(); err != nil {
 		fmt.Println(err)
 		return 1
 	}
-	go func() {
-		fmt.Println(<-signals)
-		c.Process.Kill()
-	}()
+	started <- c.Process
 	c.Wait()
 	if code := c.ProcessState.ExitCode(); code >= 0 {
 		return code
@@ -305,6 +316,17 @@ func (n *node) daemons() string {
 // joinGroup has this process be one of the node's, with all that it starts.
 func (n *node) joinGroup() error {
 	return os.WriteFile(filepath.Join(n.daemons(), "cgroup.procs"), []byte("0"), 0o644)
+}
+
+// sweepDirs removes the folders of tests that were killed.
+func sweepDirs() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
+	for _, dir := range dirs {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+		if _, err := os.Stat(filepath.Join("/proc", pid)); err != nil {
+			os.RemoveAll(dir)
+		}
+	}
 }
 
 // removeGroup removes a control group with those in it.

@@ -23,28 +23,46 @@ func tracked(t *testing.T, ip string) int {
 }
 
 // hasFromPods tells whether a pod that asks cluster DNS gets its answers from the node's cache.
-func hasFromPods(t *testing.T) error {
+func hasFromPods(t *testing.T) bool {
 	t.Helper()
 	fresh := freshName()
-	kubectl(t, "exec", "tools", "--", "lookup-go", fresh)
-	return cluster.command("-n", "kube-system", "exec", podsOf(t, workloads["nodelocaldns"])[0], "-c", "node-cache", "--", "optcachectl", "lookup", fresh, "A").Run()
+	if out := kubectl(t, "exec", "tools", "--", "lookup-go", fresh); !strings.Contains(out, fresh+": 192.0.2.99") {
+		t.Fatal(out)
+	}
+	lookup := cluster.command("-n", "kube-system", "exec", podsOf(t, workloads["nodelocaldns"])[0], "-c", "node-cache", "--", "optcachectl", "lookup", fresh, "A")
+	out, err := lookup.CombinedOutput()
+	if err != nil && lookup.ProcessState.ExitCode() != 4 { // which is that it holds no such answer
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return err == nil
+}
+
+// hasThem waits until it does, or does not.
+func hasThem(t *testing.T, want bool, when string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("the node's cache has the queries of pods: %v %s", want, when), 10*time.Second, func() error {
+		if has := hasFromPods(t); has != want {
+			return fmt.Errorf("%v", has)
+		}
+		return nil
+	})
 }
 
 // atClusterIP has the cache take the cluster IP, while pods ask there. They do not notice: not when it comes, not when it is replaced,
 // nor when it ends or crashes, as cluster DNS answers then.
 func atClusterIP(t *testing.T) {
 	workload := workloads["nodelocaldns"]
-	if hasFromPods(t) == nil {
+	if hasFromPods(t) {
 		t.Fatal("a pod that knows nothing of the cache asks it")
 	}
 	l := startLoad(t, "tools", names...)
 	kubectl(t, "apply", "--validate=strict", "-k", withClusterIP(t))
 	rolledOut(t, workload)
-	eventually(t, "the cache has the queries of pods", 10*time.Second, func() error { return hasFromPods(t) })
+	hasThem(t, true, "when it is rolled out")
 	for range rollouts(t) {
 		system(t, "rollout", "restart", workload)
 		rolledOut(t, workload)
-		if err := hasFromPods(t); err != nil {
+		if !hasFromPods(t) {
 			t.Error("after a rollout, the cache does not have the queries of pods")
 		}
 	}
@@ -65,22 +83,38 @@ func atClusterIP(t *testing.T) {
 		if err := runAll(damage); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the cache has the queries of pods again after "+damage, 10*time.Second, func() error { return hasFromPods(t) })
+		hasThem(t, true, "after "+damage)
 	}
 
-	// The server crashes, and comes again. A query that is under way is lost, and those of the two seconds until it is noticed.
 	pod := podsOf(t, workload)[0]
-	if err := syscall.Kill(processOf(t, pod), syscall.SIGKILL); err != nil {
+	if n := system(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount}{.status.initContainerStatuses[*].restartCount}"); strings.Trim(n, "0 ") != "" {
+		t.Errorf("%s has been restarted: %s", pod, n)
+	}
+	// The server hangs. Queries are lost until that is noticed; then cluster DNS answers, and as nobody else does, the answers are its.
+	process := processOf(t, pod)
+	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+		if err := syscall.Kill(process, signal); err != nil {
+			t.Fatal(err)
+		}
+		if signal == syscall.SIGSTOP {
+			looksUpWithin(t, 15*time.Second)
+			looksUp(t, "tools")
+		}
+	}
+	hasThem(t, true, "when it hangs no more")
+
+	// The server crashes, and comes again. A query that is under way is lost, and those until it is noticed.
+	if err := syscall.Kill(process, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	looksUpWithin(t, 15*time.Second)
-	eventually(t, "the cache has the queries of pods after a crash", time.Minute, func() error { return hasFromPods(t) })
+	hasThem(t, true, "after a crash")
 
 	// The pod ends, and another one comes: cluster DNS answers meanwhile.
 	l = startLoad(t, "tools", names...)
 	system(t, "delete", "pod", pod)
 	rolledOut(t, workload)
-	eventually(t, "the cache has the queries of pods", time.Minute, func() error { return hasFromPods(t) })
+	hasThem(t, true, "of the pod that comes")
 	l.stop(0)
 	if young := podsOf(t, workload); slices.Contains(young, pod) {
 		t.Errorf("%s is still there", pod)
@@ -112,7 +146,7 @@ func otherProxyMode(t *testing.T) {
 	})
 	kubectl(t, "apply", "--validate=strict", "-k", withClusterIP(t))
 	rolledOut(t, workloads["nodelocaldns"])
-	eventually(t, "the cache has the queries of pods in mode "+mode, 10*time.Second, func() error { return hasFromPods(t) })
+	hasThem(t, true, "in mode "+mode)
 	looksUp(t, "tools")
 	looksUp(t, "tools-local")
 	l, local := startLoad(t, "tools", names...), startLoad(t, "tools-local", names...)
@@ -132,12 +166,7 @@ func leaveClusterIP(t *testing.T) {
 	l := startLoad(t, "tools", names...)
 	kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
 	rolledOut(t, workloads["nodelocaldns"])
-	eventually(t, "cluster DNS has the queries of pods", 10*time.Second, func() error {
-		if hasFromPods(t) == nil {
-			return fmt.Errorf("the cache has them")
-		}
-		return nil
-	})
+	hasThem(t, false, "when it has left the cluster IP")
 	l.stop(0)
 	before, err := exec.Command("ip", "-o", "addr", "show", "dev", "nodelocaldns").CombinedOutput()
 	if err != nil || strings.Contains(string(before), clusterDNS) || !strings.Contains(string(before), localDNS) {
