@@ -209,6 +209,13 @@ kind: ConfigMap
 metadata: {name: node-local-dns, namespace: kube-system}
 data:
   Corefile: |
+    cluster.local:53 {
+        cache 30
+        bind %[1]s
+        forward . {$KUBE_DNS_UPSTREAM_SERVICE_HOST} {
+            force_tcp
+        }
+    }
     .:53 {
         cache 30
         bind %[1]s
@@ -261,15 +268,19 @@ func nodeCache(t *testing.T) {
 			t.Errorf("it runs %s", got)
 		}
 	}
-	const orphan = "--cascade=orphan"
-	follow(t, ".", orphan)
-	apply(t, fmt.Sprintf(nodeCacheManifests, localDNS, upstreamIP, toolsImage, stock))
+	system(t, "delete", workload, "--ignore-not-found", "--timeout=60s")
+	system(t, "delete", "serviceaccount/node-local-dns")
+	// As Kubernetes' documentation has it, so that kubectl apply knows nothing of it.
+	if err := cluster.write("node-cache.yaml", nodeCacheManifests, localDNS, upstreamIP, toolsImage, stock); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, "create", "-f", cluster.in("node-cache.yaml"))
 	runs(stock)
 	l := startLoad(t, "tools-both", names...)
 	patched := patchedBase(t)
 	come := func() {
 		t.Helper()
-		follow(t, ".", orphan)
+		follow(t, ".", "set-last-applied")
 		kubectl(t, "apply", "--validate=strict", "-k", patched)
 		runs(ownImage)
 		kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
