@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -72,8 +73,9 @@ type setup struct {
 func (s *setup) sync() (err error) {
 	alone := s.presence.alone()
 	s.alone = alone
+	var there []netip.Addr
 	if s.setInterface {
-		err = ensureLink(s.iface, s.addresses, false)
+		there, err = ensureLink(s.iface, s.addresses, false)
 	}
 	if s.setRules {
 		// At the start of a pod, the one that it takes the place of may serve.
@@ -83,8 +85,14 @@ func (s *setup) sync() (err error) {
 		}
 		err = errors.Join(err, rulesErr, ensureAllowed(s.addresses, alone))
 	}
+	if s.setRules && alone {
+		// Once an address is gone from the interface, nobody knows that these rules are to go.
+		leftErr := removeLeft(slices.Concat(there, s.addresses))
+		err, alone = errors.Join(err, leftErr), leftErr == nil
+	}
 	if s.setInterface && alone {
-		err = errors.Join(err, ensureLink(s.iface, s.addresses, true))
+		_, linkErr := ensureLink(s.iface, s.addresses, true)
+		err = errors.Join(err, linkErr)
 	}
 	return err
 }
