@@ -369,17 +369,49 @@ func TestTwo(t *testing.T) {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 	endOld()
+	neverComes(t, lock) // the third one
 	eventually(t, "the young one has what it needs, and no more", func() bool {
 		return equalLists(addressesOf("two0"), "169.254.20.10/32", "fd00::20:10/128") && strings.Count(tableOf("two0"), "notrack") == 12
 	})
-	// The third one never comes.
+	endYoung()
+	if addressesOf("two0") != nil || tableOf("two0") != "" {
+		t.Error(addressesOf("two0"), tableOf("two0"))
+	}
+}
+
+// neverComes makes one that is expected one that should have come long ago.
+func neverComes(t *testing.T, lock string) {
+	t.Helper()
 	past := time.Now().Add(-comeWait)
 	if err := os.Chtimes(lock, past, past); err != nil {
 		t.Fatal(err)
 	}
-	endYoung()
-	if addressesOf("two0") != nil || tableOf("two0") != "" {
-		t.Error(addressesOf("two0"), tableOf("two0"))
+}
+
+// Between the two containers of a pod that takes the place of another, the old pod's one leaves what the first has made, which is more
+// than the old one has. It goes when the second never comes.
+func TestOneThatIsThereWhileAnotherComes(t *testing.T) {
+	needsNode(t)
+	lock := filepath.Join(t.TempDir(), "lock")
+	args := []string{"-interfacename", "more0", "-lock", lock, "-syncinterval", "100ms", "-localip"}
+	has := func(n int) bool {
+		return len(addressesOf("more0")) == n && strings.Count(tableOf("more0"), "notrack") == 6*n
+	}
+	begin(t, flags(t, append(args, "169.254.20.10")...))
+	eventually(t, "the old one has all", func() bool { return has(1) })
+	young := append(args, "169.254.20.10,10.96.0.10")
+	for range 2 {
+		if err := run(t.Context(), flags(t, append(young, "-once")...)); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 { // some looks
+			if !has(2) {
+				t.Fatalf("%v\n%s", addressesOf("more0"), tableOf("more0"))
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		neverComes(t, lock)
+		eventually(t, "the old one has what it needs, and no more", func() bool { return has(1) })
 	}
 }
 

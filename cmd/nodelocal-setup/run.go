@@ -90,7 +90,7 @@ func (s *setup) sync() (err error) {
 		leftErr := removeLeft(slices.Concat(there, s.addresses))
 		err, alone = errors.Join(err, leftErr), leftErr == nil
 	}
-	if s.setInterface && alone {
+	if s.setInterface && alone && s.presence.alone() { // one may have come while replies went out
 		_, linkErr := ensureLink(s.iface, s.addresses, true)
 		err = errors.Join(err, linkErr)
 	}
@@ -281,14 +281,14 @@ func (p *presence) set(kind int16) error {
 	return unix.FcntlFlock(p.file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind})
 }
 
-// alone tells whether there is no other one now.
+// alone tells whether there is no other one now, and none is expected: one that comes needs what its init container has made.
 func (p *presence) alone() bool {
 	if p.file == nil {
 		return true
 	}
 	other := unix.Flock_t{Type: unix.F_WRLCK}
 	err := unix.FcntlFlock(p.file.Fd(), unix.F_OFD_GETLK, &other)
-	return err == nil && other.Type == unix.F_UNLCK
+	return err == nil && other.Type == unix.F_UNLCK && !p.expected()
 }
 
 // lastCame is when the last one has come, or zero.
