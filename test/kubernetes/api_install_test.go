@@ -116,7 +116,7 @@ func TestInstallDocument(t *testing.T) {
 	}
 
 	blocks, commands = installSection(t, "Kubernetes, by Helm")
-	if len(blocks) != 3 || len(commands) != 6 {
+	if len(blocks) != 3 || len(commands) != 7 {
 		t.Fatalf("%d sets of values, commands %q", len(blocks), commands)
 	}
 	said, err := downloadOperator()
@@ -132,8 +132,13 @@ func TestInstallDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustHelm(t, "package", filepath.Join(root, "deploy/helm/coredns-optcache"), "--version", "1.2.3", "--app-version", "1.2.3", "--destination", cluster.in("install"))
-	for _, c := range commands[:2] {
-		followIn(t, cluster.in("install"), c)
+	// The third is the first rollout from node-cache, and the second follows it.
+	for _, c := range []struct{ command, rollingUpdate string }{{commands[0], "10% 0"}, {commands[2], "0 10%"}, {commands[1], "10% 0"}} {
+		followIn(t, cluster.in("install"), c.command)
+		const fields = "jsonpath={.spec.updateStrategy.rollingUpdate.maxSurge} {.spec.updateStrategy.rollingUpdate.maxUnavailable}"
+		if got := system(t, "get", "daemonset/node-local-dns", "-o", fields); got != c.rollingUpdate {
+			t.Errorf("%s: the DaemonSet has maxSurge and maxUnavailable %s", c.command, got)
+		}
 	}
 	runs("1.2.3")
 	if got := system(t, "get", "service/kube-dns", "-o", "jsonpath={.spec.clusterIP}"); got != clusterDNS {
@@ -143,7 +148,7 @@ func TestInstallDocument(t *testing.T) {
 	// And what else the section describes.
 	followIn(t, cluster.in("install"), commands[0]+" --values hpa.yaml --set prometheus.rules.enabled=true --set prometheus.monitor.kind=PodMonitor")
 	system(t, "get", "horizontalpodautoscaler/coredns", "podmonitor/coredns", "prometheusrule/coredns")
-	for _, c := range commands[2:] {
+	for _, c := range commands[3:] {
 		followIn(t, cluster.in("install"), c)
 	}
 	isKubeadms(t)
