@@ -44,7 +44,7 @@ type kubeDNS struct {
 }
 
 // writeCorefile writes the Corefile if it has changed. What is wrong in the ConfigMap kube-dns is told; the Corefile that is there
-// stays then, and where there is none, it is made without.
+// stays then, and where there is none, it is made without what is wrong.
 func (s *setup) writeCorefile() error {
 	if s.corefile == "" {
 		return nil
@@ -58,12 +58,9 @@ func (s *setup) writeCorefile() error {
 		return err
 	}
 	of := template{file: s.base, text: string(base), addresses: s.addresses, variable: s.upstreamVar, upstream: os.Getenv(s.upstreamVar)}
-	var text string
-	k, err := readKubeDNS(s.kubeDNS)
-	if err == nil {
-		text, err = of.render(k)
-	}
-	if err != nil {
+	k, readErr := readKubeDNS(s.kubeDNS, s.addresses)
+	text, err := of.render(k)
+	if err = errors.Join(readErr, err); err != nil {
 		if len(old) > 0 {
 			err = fmt.Errorf("%s stays as it is: %w", s.corefile, err)
 			if s.once { // CoreDNS is to start
@@ -72,11 +69,10 @@ func (s *setup) writeCorefile() error {
 			}
 			return err
 		}
-		var baseErr error
-		if text, baseErr = of.render(kubeDNS{}); baseErr != nil {
-			return baseErr
+		if text == "" {
+			return err
 		}
-		log.Printf("%s is without what the ConfigMap kube-dns says: %v", s.corefile, err)
+		log.Printf("%s is without what is wrong in the ConfigMap kube-dns: %v", s.corefile, err)
 	}
 	if bytes.Equal(old, []byte(text)) {
 		return nil
@@ -105,59 +101,75 @@ func replaceFile(name, text string) error {
 	return err
 }
 
-// readKubeDNS reads the keys of the ConfigMap kube-dns, which the kubelet puts into files. There may be none.
-func readKubeDNS(dir string) (k kubeDNS, err error) {
-	var stubs map[string][]string
-	for key, into := range map[string]any{keyUpstream: &k.upstream, keyStubs: &stubs} {
-		name := filepath.Join(dir, key)
-		text, readErr := os.ReadFile(name)
-		if errors.Is(readErr, fs.ErrNotExist) || readErr == nil && len(bytes.TrimSpace(text)) == 0 {
-			continue
+// readKubeDNS reads the keys of the ConfigMap kube-dns, which the kubelet puts into files. There may be none. What is wrong is told in
+// the error, and left out: a domain, or a key.
+func readKubeDNS(dir string, cache []netip.Addr) (k kubeDNS, err error) {
+	wrong := func(key, format string, args ...any) {
+		err = errors.Join(err, fmt.Errorf("%s: "+format, append([]any{filepath.Join(dir, key)}, args...)...))
+	}
+	read := func(key string, into any) {
+		text, err := os.ReadFile(filepath.Join(dir, key))
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(text)) == 0 {
+			return
 		}
-		if readErr == nil {
-			readErr = json.Unmarshal(text, into)
+		if err == nil {
+			err = json.Unmarshal(text, into)
 		}
-		if readErr != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", name, readErr))
+		if err != nil {
+			wrong(key, "%w", err)
 		}
 	}
-	if err != nil {
-		return k, err
-	}
-	if k.upstream, err = servers(filepath.Join(dir, keyUpstream), k.upstream); err != nil {
-		return k, err
+	var upstream json.RawMessage // so that what is wrong in one list is not in another
+	var stubs map[string]json.RawMessage
+	read(keyUpstream, &upstream)
+	read(keyStubs, &stubs)
+	if upstream != nil {
+		var serversErr error
+		if k.upstream, serversErr = servers(upstream, cache); serversErr != nil {
+			wrong(keyUpstream, "%w", serversErr)
+		}
 	}
 	k.stubs = make(map[string][]string)
-	name := filepath.Join(dir, keyStubs)
-	for domain, of := range stubs {
+	seen := make(map[string]bool)
+	for _, domain := range slices.Sorted(maps.Keys(stubs)) { // in the same order each time, so that the same error is the same
 		clean := strings.ToLower(strings.TrimSuffix(domain, "."))
-		if !isDomain(clean) {
-			return k, fmt.Errorf("%s: %q is no domain", name, domain)
+		of, serversErr := servers(stubs[domain], cache)
+		switch {
+		case !isDomain(clean):
+			wrong(keyStubs, "%q is no domain", domain)
+		case seen[clean]:
+			wrong(keyStubs, "%q stands twice", clean)
+			delete(k.stubs, clean)
+		case serversErr != nil:
+			wrong(keyStubs, "%q: %w", domain, serversErr)
+		case len(of) == 0:
+			wrong(keyStubs, "%q has no servers", domain)
+		default:
+			k.stubs[clean] = of
 		}
-		if _, twice := k.stubs[clean]; twice {
-			return k, fmt.Errorf("%s: %q stands twice", name, clean)
-		}
-		if len(of) == 0 {
-			return k, fmt.Errorf("%s: %q has no servers", name, domain)
-		}
-		if k.stubs[clean], err = servers(name, of); err != nil {
-			return k, err
-		}
+		seen[clean] = true
 	}
-	return k, nil
+	return k, err
 }
 
-// servers checks addresses for CoreDNS's forward: IP, or IP:port.
-func servers(file string, all []string) ([]string, error) {
-	if len(all) > mostServers {
-		return nil, fmt.Errorf("%s: %d servers, at most %d", file, len(all), mostServers)
+// servers reads a list of addresses for CoreDNS's forward: IP, or IP:port. One that is the cache is wrong: it would ask itself, and
+// CoreDNS's loop would end it on each node.
+func servers(text []byte, cache []netip.Addr) (clean []string, err error) {
+	var all []string
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, err
 	}
-	var clean []string
+	if len(all) > mostServers {
+		return nil, fmt.Errorf("%d servers, at most %d", len(all), mostServers)
+	}
 	for _, text := range all {
 		text = strings.TrimSpace(text)
 		at, ok := serverAt(text)
 		if !ok || !zoneOK.MatchString(at.Addr().Zone()) || at.Port() == 0 { // a zone may have any characters for package netip
-			return nil, fmt.Errorf("%s: %q is neither an IP address nor one with a port", file, text)
+			return nil, fmt.Errorf("%q is neither an IP address nor one with a port", text)
+		}
+		if at.Port() == port && slices.Contains(cache, at.Addr().Unmap()) {
+			return nil, fmt.Errorf("%q is the cache itself", text)
 		}
 		clean = append(clean, text)
 	}
@@ -190,20 +202,12 @@ type template struct {
 	upstream   string // the service's address
 }
 
-// render returns the base with what its places stand for.
+// render returns the base with what its places stand for. What it has no place for is told in the error, and left out. Without a text,
+// the base itself is wrong.
 func (b template) render(k kubeDNS) (string, error) {
 	file, base, upstream := b.file, b.text, b.upstream
 	if strings.Contains(base, placeCluster) && net.ParseIP(upstream) == nil {
 		return "", fmt.Errorf("%s has %s, and %s is %q: no address of a service", file, placeCluster, b.variable, upstream)
-	}
-	if err := b.notToItself(keyUpstream, k.upstream); err != nil {
-		return "", err
-	}
-	others := "/etc/resolv.conf"
-	if len(k.upstream) > 0 {
-		if others = strings.Join(k.upstream, " "); !strings.Contains(base, placeUpstream) {
-			return "", fmt.Errorf("%s has no %s for the upstreamNameservers of the ConfigMap kube-dns", file, placeUpstream)
-		}
 	}
 	blocks, err := split(file, base)
 	if err != nil {
@@ -219,24 +223,29 @@ func (b template) render(k kubeDNS) (string, error) {
 			served[strings.ToLower(strings.TrimSuffix(zone, "."))] = true
 		}
 	}
+	var wrong error
+	others := "/etc/resolv.conf"
+	if len(k.upstream) > 0 {
+		if others = strings.Join(k.upstream, " "); !strings.Contains(base, placeUpstream) {
+			wrong = fmt.Errorf("%s has no %s for the upstreamNameservers of the ConfigMap kube-dns", file, placeUpstream)
+		}
+	}
 	if len(k.stubs) > 0 && templates == 0 {
-		return "", fmt.Errorf("%s has no block for %s, and the ConfigMap kube-dns has stubDomains", file, placeDomain)
+		wrong = errors.Join(wrong, fmt.Errorf("%s has no block for %s, and the ConfigMap kube-dns has stubDomains", file, placeDomain))
 	}
-	for domain, of := range k.stubs {
-		if err := b.notToItself(keyStubs, of); err != nil {
-			return "", err
-		}
+	domains := slices.DeleteFunc(slices.Sorted(maps.Keys(k.stubs)), func(domain string) bool {
 		if served[domain] {
-			return "", fmt.Errorf("the ConfigMap kube-dns has the stubDomain %q, for which %s has a block", domain, file)
+			wrong = errors.Join(wrong, fmt.Errorf("the ConfigMap kube-dns has %q in %s, for which %s has a block", domain, keyStubs, file))
 		}
-	}
+		return served[domain]
+	})
 	var text strings.Builder
 	for _, part := range blocks {
 		if !strings.Contains(part.head, placeDomain) {
 			text.WriteString(part.text)
 			continue
 		}
-		for _, domain := range slices.Sorted(maps.Keys(k.stubs)) {
+		for _, domain := range domains {
 			text.WriteString(strings.NewReplacer(placeDomain, domain, placeServers, strings.Join(k.stubs[domain], " ")).Replace(part.text))
 		}
 	}
@@ -244,18 +253,7 @@ func (b template) render(k kubeDNS) (string, error) {
 	for _, a := range b.addresses {
 		local = append(local, a.String())
 	}
-	return strings.NewReplacer(placeLocal, strings.Join(local, " "), placeCluster, upstream, placeUpstream, others).Replace(text.String()), nil
-}
-
-// notToItself returns an error if one of the servers that a key of the ConfigMap kube-dns names is the cache. It would ask itself,
-// and CoreDNS's loop would end it on each node.
-func (b template) notToItself(key string, servers []string) error {
-	for _, text := range servers {
-		if at, ok := serverAt(text); ok && at.Port() == port && slices.Contains(b.addresses, at.Addr().Unmap()) {
-			return fmt.Errorf("the ConfigMap kube-dns has %q in %s, which is the cache itself", text, key)
-		}
-	}
-	return nil
+	return strings.NewReplacer(placeLocal, strings.Join(local, " "), placeCluster, upstream, placeUpstream, others).Replace(text.String()), wrong
 }
 
 // block is a part of a Corefile that ends with a line after which no brace is open: a server block with what stands before it, or

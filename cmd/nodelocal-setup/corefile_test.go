@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"log"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -45,12 +47,10 @@ func configMap(t *testing.T, keys map[string]string) string {
 
 // makeCorefile renders a base with what a ConfigMap says.
 func makeCorefile(file, base, dir, upstream, variable string) (string, error) {
-	k, err := readKubeDNS(dir)
-	if err != nil {
-		return "", err
-	}
 	addresses := []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("fd00::20:10")}
-	return template{file: file, text: base, addresses: addresses, upstream: upstream, variable: variable}.render(k)
+	k, readErr := readKubeDNS(dir, addresses)
+	text, err := template{file: file, text: base, addresses: addresses, upstream: upstream, variable: variable}.render(k)
+	return text, errors.Join(readErr, err)
 }
 
 func TestStubDomainsAndUpstreamServersBecomeBlocks(t *testing.T) {
@@ -105,28 +105,30 @@ func TestWithoutTheConfigMap(t *testing.T) {
 	}
 }
 
-// Each error says where it is.
+// Each error says where it is. What is wrong in a ConfigMap is left out; without a base there is nothing.
 func TestWrongConfigMapsAndBases(t *testing.T) {
 	for _, test := range []struct {
 		base, upstream string
 		keys           map[string]string
 		want           []string
 	}{
-		{keys: map[string]string{"stubDomains": `{"a": "b"}`}, want: []string{"/stubDomains", "cannot unmarshal"}},
+		{keys: map[string]string{"stubDomains": `{"a": "b"}`}, want: []string{`/stubDomains: "a": `, "cannot unmarshal"}},
+		{keys: map[string]string{"stubDomains": `["a.example"]`}, want: []string{"/stubDomains", "cannot unmarshal"}},
+		{keys: map[string]string{"stubDomains": `{"a.example": ["192.0.2.1", 7]}`}, want: []string{`/stubDomains: "a.example": `, "cannot unmarshal"}},
 		{keys: map[string]string{"stubDomains": `{"a`, "upstreamNameservers": `7`}, want: []string{"/stubDomains", "unexpected end", "/upstreamNameservers"}},
 		{keys: map[string]string{"stubDomains": `{"a b": ["192.0.2.1"]}`}, want: []string{"/stubDomains", `"a b" is no domain`}},
 		{keys: map[string]string{"stubDomains": `{"": ["192.0.2.1"]}`}, want: []string{`"" is no domain`}},
 		{keys: map[string]string{"stubDomains": `{"a{": ["192.0.2.1"]}`}, want: []string{`"a{" is no domain`}},
 		{keys: map[string]string{"stubDomains": `{"a.example": []}`}, want: []string{"/stubDomains", `"a.example" has no servers`}},
-		{keys: map[string]string{"stubDomains": `{"a.example": ["ns.example"]}`}, want: []string{"/stubDomains", `"ns.example" is neither`}},
+		{keys: map[string]string{"stubDomains": `{"a.example": ["ns.example"]}`}, want: []string{`/stubDomains: "a.example": "ns.example" is neither`}},
 		{keys: map[string]string{"stubDomains": `{"a.example": ["192.0.2.1"], "A.example.": ["192.0.2.1"]}`}, want: []string{`"a.example" stands twice`}},
-		{keys: map[string]string{"stubDomains": `{"Cluster.Local": ["192.0.2.1"]}`}, want: []string{`stubDomain "cluster.local"`, "base has a block"}},
+		{keys: map[string]string{"stubDomains": `{"Cluster.Local": ["192.0.2.1"]}`}, want: []string{`"cluster.local" in stubDomains`, "base has a block"}},
 		{keys: map[string]string{"upstreamNameservers": `["192.0.2.1\n}"]`}, want: []string{"/upstreamNameservers", "is neither"}},
 		{keys: map[string]string{"upstreamNameservers": `["fe80::1%eth0\n}\n.:54 {\n"]`}, want: []string{"/upstreamNameservers", "is neither"}},
 		{keys: map[string]string{"stubDomains": `{"a.example": ["[fe80::1%a b]:53"]}`}, want: []string{"/stubDomains", "is neither"}},
 		{keys: map[string]string{"upstreamNameservers": `["192.0.2.1:0"]`}, want: []string{"/upstreamNameservers", "is neither"}},
-		{keys: map[string]string{"upstreamNameservers": `["192.0.2.1", "169.254.20.10"]`}, want: []string{`"169.254.20.10" in upstreamNameservers`, "the cache itself"}},
-		{keys: map[string]string{"stubDomains": `{"a.example": ["[fd00::20:10]:53"]}`}, want: []string{`"[fd00::20:10]:53" in stubDomains`, "the cache itself"}},
+		{keys: map[string]string{"upstreamNameservers": `["192.0.2.1", "169.254.20.10"]`}, want: []string{`/upstreamNameservers: "169.254.20.10" is the cache itself`}},
+		{keys: map[string]string{"stubDomains": `{"a.example": ["[fd00::20:10]:53"]}`}, want: []string{`/stubDomains: "a.example": "[fd00::20:10]:53" is the cache itself`}},
 		{keys: map[string]string{"upstreamNameservers": `[` + strings.Repeat(`"192.0.2.1",`, 15) + `"192.0.2.1"]`}, want: []string{"16 servers, at most 15"}},
 		{base: ".:53 {\n}\n", keys: map[string]string{"stubDomains": `{"a.example": ["192.0.2.1"]}`}, want: []string{"base has no block for " + placeDomain}},
 		{base: ".:53 {\n}\n", keys: map[string]string{"upstreamNameservers": `["192.0.2.1"]`}, want: []string{"base has no " + placeUpstream}},
@@ -145,6 +147,69 @@ func TestWrongConfigMapsAndBases(t *testing.T) {
 		for _, want := range test.want {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v: %v, want %q\n%s", test.keys, err, want, got)
+			}
+		}
+		if without, _ := makeCorefile("base", base, "/nonexistent", upstream, "X"); got != without {
+			t.Errorf("%v: got\n%s\nwant\n%s", test.keys, got, without)
+		}
+	}
+}
+
+// One wrong entry does not take the others with it, and each is told, in the same order each time.
+func TestOnlyWhatIsWrongIsLeftOut(t *testing.T) {
+	const base = "corp.example:53 {\n}\n__PILLAR__STUB__DOMAIN__:53 {\n    forward . __PILLAR__STUB__SERVERS__\n}\n.:53 {\n    forward . __PILLAR__UPSTREAM__SERVERS__\n}\n"
+	const stubs = `{
+		"a.example": ["192.0.2.1"],
+		"b.example": ["ns.b.example"],
+		"c.example": "192.0.2.3",
+		"corp.example": ["192.0.2.4"],
+		"d.example": ["192.0.2.5", "169.254.20.10"],
+		"d..example": ["192.0.2.6"],
+		"e.example": [],
+		"f.example": ["192.0.2.7"], "F.example": ["192.0.2.8"], "f.example.": ["192.0.2.9"],
+		"z.example": ["192.0.2.10", "192.0.2.11:54"]
+	}`
+	const someStubs = "a.example:53 {\n    forward . 192.0.2.1\n}\nz.example:53 {\n    forward . 192.0.2.10 192.0.2.11:54\n}\n"
+	for _, test := range []struct {
+		stubs, upstream         string
+		wantStubs, wantUpstream string
+		told                    []string
+	}{
+		{stubs, `["192.0.2.20"]`, someStubs, "192.0.2.20", []string{
+			`/stubDomains: "b.example": "ns.b.example" is neither`, `/stubDomains: "c.example": json: `, `"corp.example" in stubDomains, for which`,
+			`/stubDomains: "d.example": "169.254.20.10" is the cache itself`, `/stubDomains: "d..example" is no domain`,
+			`/stubDomains: "e.example" has no servers`, `/stubDomains: "f.example" stands twice`,
+		}},
+		{`{"a.example`, `["192.0.2.20"]`, "", "192.0.2.20", []string{"/stubDomains: unexpected end"}},
+		{`{"a.example": ["192.0.2.1"], "z.example": ["192.0.2.10", "192.0.2.11:54"]}`, `["192.0.2.20", "dns"]`, someStubs, "/etc/resolv.conf",
+			[]string{`/upstreamNameservers: "dns" is neither`}},
+		{stubs, `["169.254.20.10"]`, someStubs, "/etc/resolv.conf", []string{`/upstreamNameservers: "169.254.20.10" is the cache itself`, `"e.example"`}},
+		{stubs, `192.0.2.20`, someStubs, "/etc/resolv.conf", []string{"/upstreamNameservers: invalid", `"e.example"`}},
+	} {
+		dir := configMap(t, map[string]string{"base": base, keyStubs: test.stubs, keyUpstream: test.upstream})
+		corefile := filepath.Join(dir, "Corefile")
+		s := &setup{config: config{base: filepath.Join(dir, "base"), corefile: corefile, kubeDNS: dir, addresses: []netip.Addr{netip.MustParseAddr("169.254.20.10")}}}
+		var out bytes.Buffer
+		log.SetOutput(&out)
+		err := s.writeCorefile()
+		log.SetOutput(os.Stderr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(corefile)
+		if want := "corp.example:53 {\n}\n" + test.wantStubs + ".:53 {\n    forward . " + test.wantUpstream + "\n}\n"; err != nil || string(got) != want {
+			t.Errorf("%v, got\n%s\nwant\n%s", err, got, want)
+		}
+		for _, want := range test.told {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("no %q in\n%s", want, out.String())
+			}
+		}
+		// The Corefile is there now, and stays.
+		first := s.writeCorefile()
+		for range 5 {
+			if err := s.writeCorefile(); err == nil || err.Error() != first.Error() || !strings.Contains(err.Error(), "stays as it is") {
+				t.Errorf("first %v, then %v", first, err)
 			}
 		}
 	}

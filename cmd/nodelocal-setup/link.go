@@ -16,8 +16,9 @@ import (
 
 // This file is the interface and its addresses.
 
-// ensureLink makes the interface where there is none, and gives it the addresses that it lacks. With exact, it takes others away.
-func ensureLink(name string, addresses []netip.Addr, exact bool) error {
+// ensureLink makes the interface where there is none, and gives it the addresses that it lacks. With exact, it takes others away. It
+// returns the addresses that it has found there.
+func ensureLink(name string, addresses []netip.Addr, exact bool) (have []netip.Addr, err error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		if link, err = addLink(name); err == nil {
@@ -28,18 +29,17 @@ func ensureLink(name string, addresses []netip.Addr, exact bool) error {
 		err = mayBeOurs(link)
 	}
 	if err != nil {
-		return fmt.Errorf("interface %s: %w", name, err)
+		return nil, fmt.Errorf("interface %s: %w", name, err)
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		if err := netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("interface %s cannot be set up: %w", name, err)
+			return nil, fmt.Errorf("interface %s cannot be set up: %w", name, err)
 		}
 	}
 	there, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
-		return fmt.Errorf("addresses of %s: %w", name, err)
+		return nil, fmt.Errorf("addresses of %s: %w", name, err)
 	}
-	var have []netip.Addr
 	for _, a := range there {
 		ip, _ := netip.AddrFromSlice(a.IP)
 		ip = ip.Unmap()
@@ -47,7 +47,7 @@ func ensureLink(name string, addresses []netip.Addr, exact bool) error {
 		// The kernel gives an interface a link-local address of IPv6.
 		if exact && !slices.Contains(addresses, ip) && !(ip.Is6() && ip.IsLinkLocalUnicast()) {
 			if err := netlink.AddrDel(link, &a); err != nil {
-				return fmt.Errorf("address %s of %s cannot be removed: %w", ip, name, err)
+				return have, fmt.Errorf("address %s of %s cannot be removed: %w", ip, name, err)
 			}
 			log.Printf("has removed %s from %s", ip, name)
 		}
@@ -67,7 +67,7 @@ func ensureLink(name string, addresses []netip.Addr, exact bool) error {
 		}
 		log.Printf("has given %s to %s", ip, name)
 	}
-	return err
+	return have, err
 }
 
 // mayBeOurs returns an error for an interface of a kind that addLink does not make, such as the node's own one. Nothing of that is

@@ -369,17 +369,49 @@ func TestTwo(t *testing.T) {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 	endOld()
+	neverComes(t, lock) // the third one
 	eventually(t, "the young one has what it needs, and no more", func() bool {
 		return equalLists(addressesOf("two0"), "169.254.20.10/32", "fd00::20:10/128") && strings.Count(tableOf("two0"), "notrack") == 12
 	})
-	// The third one never comes.
+	endYoung()
+	if addressesOf("two0") != nil || tableOf("two0") != "" {
+		t.Error(addressesOf("two0"), tableOf("two0"))
+	}
+}
+
+// neverComes makes one that is expected one that should have come long ago.
+func neverComes(t *testing.T, lock string) {
+	t.Helper()
 	past := time.Now().Add(-comeWait)
 	if err := os.Chtimes(lock, past, past); err != nil {
 		t.Fatal(err)
 	}
-	endYoung()
-	if addressesOf("two0") != nil || tableOf("two0") != "" {
-		t.Error(addressesOf("two0"), tableOf("two0"))
+}
+
+// Between the two containers of a pod that takes the place of another, the old pod's one leaves what the first has made, which is more
+// than the old one has. It goes when the second never comes.
+func TestOneThatIsThereWhileAnotherComes(t *testing.T) {
+	needsNode(t)
+	lock := filepath.Join(t.TempDir(), "lock")
+	args := []string{"-interfacename", "more0", "-lock", lock, "-syncinterval", "100ms", "-localip"}
+	has := func(n int) bool {
+		return len(addressesOf("more0")) == n && strings.Count(tableOf("more0"), "notrack") == 6*n
+	}
+	begin(t, flags(t, append(args, "169.254.20.10")...))
+	eventually(t, "the old one has all", func() bool { return has(1) })
+	young := append(args, "169.254.20.10,10.96.0.10")
+	for range 2 {
+		if err := run(t.Context(), flags(t, append(young, "-once")...)); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 { // some looks
+			if !has(2) {
+				t.Fatalf("%v\n%s", addressesOf("more0"), tableOf("more0"))
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		neverComes(t, lock)
+		eventually(t, "the old one has what it needs, and no more", func() bool { return has(1) })
 	}
 }
 
@@ -743,7 +775,7 @@ func TestFirewall(t *testing.T) {
 	}
 	command(t, "ip6tables -A INPUT -p icmpv6 -j ACCEPT") // neighbours
 	command(t, "ip6tables -A OUTPUT -p icmpv6 -j ACCEPT")
-	if err := ensureLink("fire0", []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("fd00::20:10")}, true); err != nil {
+	if _, err := ensureLink("fire0", []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("fd00::20:10")}, true); err != nil {
 		t.Fatal(err)
 	}
 	serve(t, "169.254.20.10", "cache")
@@ -758,6 +790,88 @@ func TestFirewall(t *testing.T) {
 		}
 	}
 	end()
+}
+
+// A node-cache that was killed leaves its rules. When its interface is ours, those about the interface's addresses go, before one of
+// them does: else nothing would answer the packets that kube-proxy does not get.
+func TestWhatNodeCacheHasLeft(t *testing.T) {
+	needsNode(t)
+	command(t, "nft flush ruleset")
+	t.Cleanup(func() { command(t, "nft flush ruleset") })
+	p := newPod(t)
+	for _, r := range kubeProxy["iptables"] {
+		command(t, r)
+	}
+	serve(t, endpointIP, "cluster DNS")
+	serve(t, endpointIP6, "cluster DNS")
+
+	const local, gone = "169.254.20.10", "10.96.0.11"
+	if _, err := ensureLink("left0", []netip.Addr{netip.MustParseAddr(local), netip.MustParseAddr(serviceIP), netip.MustParseAddr(serviceIP6)}, true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { errors.Join(removeRules("left0"), removeLink("left0")) })
+	for ip, tool := range map[string]string{local: "iptables", serviceIP: "iptables", gone: "iptables", serviceIP6: "ip6tables"} {
+		for _, r := range []string{
+			"PREROUTING -p tcp -d %s --dport 53 -j NOTRACK -m comment --comment skip", "PREROUTING -p udp -d %s --dport 53 -j CT --notrack",
+			"OUTPUT -p tcp -s %s --sport 53 -j CT --notrack", "OUTPUT -p udp -s %s --sport 53 -j NOTRACK",
+			"OUTPUT -p tcp -d %s --dport 8080 -j NOTRACK", "OUTPUT -p tcp -s %s --sport 8080 -j NOTRACK",
+		} {
+			command(t, tool+" -w -t raw -A "+fmt.Sprintf(r, ip))
+		}
+	}
+	// Rules about something else, or with another effect.
+	for _, r := range []string{
+		"PREROUTING -d 192.0.2.77 -p udp -j NOTRACK", "PREROUTING -p udp --dport 54 -j NOTRACK",
+		"PREROUTING -d " + serviceIP + " -p udp --dport 54 -j CT --zone 7", "PREROUTING -d " + serviceIP + " -p udp -j ACCEPT",
+		"OUTPUT ! -s " + serviceIP + " -p udp --sport 54 -j NOTRACK", "OUTPUT -s 10.96.0.0/28 -p udp --sport 54 -j NOTRACK",
+		"OUTPUT -s 10.96.0.0/24 -d " + serviceIP + " -j NOTRACK", "OUTPUT -s " + serviceIP + " -d 192.0.2.77 -j NOTRACK",
+	} {
+		command(t, "iptables -w -t raw -A "+r)
+	}
+	raw := func() string { return command(t, "iptables -t raw -S") + command(t, "ip6tables -t raw -S") }
+	before := raw()
+	for _, ip := range []string{serviceIP, serviceIP6} {
+		if got := p.ask("udp", ip); got == "cluster DNS" {
+			t.Fatal("the rules do nothing")
+		}
+	}
+
+	lock := filepath.Join(t.TempDir(), "lock")
+	other, err := join(lock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// kube-proxy is to have 10.96.0.11, which the interface has no more, and fd00:96::a, at which nobody listens yet.
+	c := flags(t, "-once", "-interfacename", "left0", "-lock", lock, "-ready", "http://127.0.0.1:1/", "-localip", strings.Join([]string{local, gone, serviceIP6}, ","))
+	if err := run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if got := raw(); got != before {
+		t.Errorf("beside another one, it has changed\n%s\nto\n%s", before, got)
+	}
+	other.leave()
+	if err := run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if got := addressesOf("left0"); slices.Contains(got, serviceIP+"/32") {
+		t.Error(got)
+	}
+	for _, network := range []string{"udp", "tcp"} {
+		for _, ip := range []string{serviceIP, serviceIP6} {
+			if got := p.ask(network, ip); got != "cluster DNS" {
+				t.Errorf("%s %s: %s", network, ip, got)
+			}
+		}
+	}
+	var want []string
+	for line := range strings.Lines(before) {
+		if !strings.Contains(line, "port 53 ") && !strings.Contains(line, "port 8080 ") {
+			want = append(want, line)
+		}
+	}
+	if got := raw(); got != strings.Join(want, "") || strings.Count(got, "-A ") != 8 {
+		t.Errorf("got\n%s\nwant\n%s", got, strings.Join(want, ""))
+	}
 }
 
 // A probe has to fail three times.

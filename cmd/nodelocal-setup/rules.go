@@ -114,9 +114,12 @@ func matchProtocol(number byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal([]byte{number})}
 }
 
+// sourceOffset is where a packet of IP has its source, by the size of an address. The destination follows.
+var sourceOffset = map[uint32]uint32{4: 12, 16: 8}
+
 func matchAddress(a netip.Addr, w way) []expr.Any {
 	size := uint32(a.BitLen() / 8)
-	offset := map[uint32]uint32{4: 12, 16: 8}[size] // of the source; the destination follows
+	offset := sourceOffset[size]
 	if w == requests {
 		offset += size
 	}
@@ -182,24 +185,85 @@ func ensureRules(name string, addresses []netip.Addr, withRequests, own, exact b
 // that are for other addresses.
 func ensureAllowed(addresses []netip.Addr, exact bool) error {
 	want := allowed(addresses)
+	return changeIptables("filter", "changed", []string{"INPUT", "OUTPUT"}, func(c *nftables.Conn, chain *nftables.Chain) (int, error) {
+		return changeChain(c, chain, want, func(comment string) bool { return exact && strings.HasPrefix(comment, commentPrefix) })
+	})
+}
+
+// removeLeft removes the rules against connection tracking that a node-cache has left in iptables' chains, because it was killed, or
+// was told to: they would keep packets from kube-proxy that no cache answers any more.
+func removeLeft(addresses []netip.Addr) error {
+	return changeIptables("raw", "removed", []string{"PREROUTING", "OUTPUT"}, func(c *nftables.Conn, chain *nftables.Chain) (changes int, err error) {
+		there, err := c.GetRules(chain.Table, chain)
+		for _, r := range there {
+			if err == nil && isUntracked(r.Exprs) && isAboutOne(r.Exprs, addresses) {
+				err = c.DelRule(&nftables.Rule{Table: chain.Table, Chain: chain, Handle: r.Handle})
+				changes++
+			}
+		}
+		return changes, err
+	})
+}
+
+// isUntracked tells whether a rule has the effect of iptables' -j NOTRACK, or -j CT --notrack.
+func isUntracked(exprs []expr.Any) bool {
+	return slices.ContainsFunc(exprs, func(e expr.Any) bool {
+		switch e := e.(type) {
+		case *expr.Notrack:
+			return true
+		case *expr.Target:
+			info, _ := e.Info.(*xt.Unknown)
+			// The target CT has other effects, too: its flags, which come first, say which.
+			return e.Name == "NOTRACK" || e.Name == "CT" && info != nil && len(*info) > 1 && binary.NativeEndian.Uint16(*info)&ctNotrack != 0
+		}
+		return false
+	})
+}
+
+const ctNotrack = 1 // the kernel's XT_CT_NOTRACK
+
+// isAboutOne tells whether a rule is about one of the addresses, as its source or its destination, and about no other one.
+func isAboutOne(exprs []expr.Any, addresses []netip.Addr) (yes bool) {
+	for i, e := range exprs {
+		p, ok := e.(*expr.Payload)
+		if !ok || p.Base != expr.PayloadBaseNetworkHeader {
+			continue
+		}
+		if yes || i+1 == len(exprs) {
+			return false
+		}
+		source := sourceOffset[p.Len]
+		value, ok := exprs[i+1].(*expr.Cmp) // else, it is a network
+		if !ok || value.Op != expr.CmpOpEq || p.Offset != source && p.Offset != source+p.Len {
+			return false
+		}
+		a, ok := netip.AddrFromSlice(value.Data)
+		if yes = ok && slices.Contains(addresses, a); !yes {
+			return false
+		}
+	}
+	return yes
+}
+
+// changeIptables calls change for those of a table's chains that iptables has made. That adds to a transaction, and returns how many
+// rules that is about. The log has their number, and says what was done.
+func changeIptables(table, done string, chains []string, change func(*nftables.Conn, *nftables.Chain) (changes int, err error)) error {
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
-		table := &nftables.Table{Name: "filter", Family: family}
-		for _, name := range []string{"INPUT", "OUTPUT"} {
+		for _, name := range chains {
 			c := &nftables.Conn{}
-			chain, err := c.ListChain(table, name)
-			if err != nil || chain.Hooknum == nil {
+			chain := &nftables.Chain{Name: name, Table: &nftables.Table{Name: table, Family: family}}
+			if there, err := c.ListChain(chain.Table, name); err != nil || there.Hooknum == nil {
 				continue // iptables has made none, or it is the one of before nftables
 			}
-			chain = &nftables.Chain{Name: name, Table: table}
-			n, err := changeChain(c, chain, want, func(comment string) bool { return exact && strings.HasPrefix(comment, commentPrefix) })
+			n, err := change(c, chain)
 			if err == nil && n > 0 {
 				err = c.Flush()
 			}
 			if err != nil {
-				return fmt.Errorf("iptables' chain %s: %w", name, err)
+				return fmt.Errorf("iptables' chain %s of the table %s: %w", name, table, err)
 			}
 			if n > 0 {
-				log.Printf("has changed %d rules of iptables' chain %s", n, name)
+				log.Printf("has %s %d rules of iptables' chain %s of the table %s", done, n, name, table)
 			}
 		}
 	}

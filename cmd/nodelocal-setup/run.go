@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -72,8 +73,9 @@ type setup struct {
 func (s *setup) sync() (err error) {
 	alone := s.presence.alone()
 	s.alone = alone
+	var there []netip.Addr
 	if s.setInterface {
-		err = ensureLink(s.iface, s.addresses, false)
+		there, err = ensureLink(s.iface, s.addresses, false)
 	}
 	if s.setRules {
 		// At the start of a pod, the one that it takes the place of may serve.
@@ -83,8 +85,14 @@ func (s *setup) sync() (err error) {
 		}
 		err = errors.Join(err, rulesErr, ensureAllowed(s.addresses, alone))
 	}
-	if s.setInterface && alone {
-		err = errors.Join(err, ensureLink(s.iface, s.addresses, true))
+	if s.setRules && alone {
+		// Once an address is gone from the interface, nobody knows that these rules are to go.
+		leftErr := removeLeft(slices.Concat(there, s.addresses))
+		err, alone = errors.Join(err, leftErr), leftErr == nil
+	}
+	if s.setInterface && alone && s.presence.alone() { // one may have come while replies went out
+		_, linkErr := ensureLink(s.iface, s.addresses, true)
+		err = errors.Join(err, linkErr)
 	}
 	return err
 }
@@ -273,14 +281,14 @@ func (p *presence) set(kind int16) error {
 	return unix.FcntlFlock(p.file.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: kind})
 }
 
-// alone tells whether there is no other one now.
+// alone tells whether there is no other one now, and none is expected: one that comes needs what its init container has made.
 func (p *presence) alone() bool {
 	if p.file == nil {
 		return true
 	}
 	other := unix.Flock_t{Type: unix.F_WRLCK}
 	err := unix.FcntlFlock(p.file.Fd(), unix.F_OFD_GETLK, &other)
-	return err == nil && other.Type == unix.F_UNLCK
+	return err == nil && other.Type == unix.F_UNLCK && !p.expected()
 }
 
 // lastCame is when the last one has come, or zero.

@@ -29,6 +29,7 @@ const (
 	chartDir  = "../../deploy/helm/coredns-optcache"
 	bases     = "../../deploy/kubernetes"
 	namespace = "kube-system"
+	policy    = "helm.sh/resource-policy"
 )
 
 // object is an object as JSON has it.
@@ -148,7 +149,7 @@ func decode(t *testing.T, name, text string, to map[string]object) {
 	}
 }
 
-// Without values, the chart has the objects of deploy/kubernetes, but for its labels.
+// Without values, the chart has the objects of deploy/kubernetes, but for its labels, and that those of cluster DNS outlive it.
 func TestDefaultsAreTheKustomizations(t *testing.T) {
 	for role, base := range map[string]string{"clusterDNS": "cluster-dns", "nodeLocalDNS": "nodelocaldns"} {
 		t.Run(role, func(t *testing.T) {
@@ -169,6 +170,11 @@ func TestDefaultsAreTheKustomizations(t *testing.T) {
 			}
 			got := render(t, "role: "+role)
 			for key, o := range got {
+				annotations, _ := at(o, "metadata", "annotations").(map[string]any)
+				delete(annotations, policy)
+				if len(annotations) == 0 {
+					delete(o["metadata"].(map[string]any), "annotations")
+				}
 				labels, _ := at(o, "metadata", "labels").(map[string]any)
 				for label := range labels {
 					if strings.HasPrefix(label, "app.kubernetes.io/") || label == "helm.sh/chart" {
@@ -238,8 +244,10 @@ func TestValuesReachTheObjects(t *testing.T) {
 		{"k8sAppLabelOverride: own", "Service/kube-dns", []any{"spec", "selector"}, `{"k8s-app":"own"}`},
 		{"k8sAppLabelOverride: own", deployment, []any{"spec", "selector", "matchLabels"}, `{"k8s-app":"own"}`},
 		{"customLabels: {team: dns}", "ServiceAccount/coredns", []any{"metadata", "labels", "team"}, `"dns"`},
-		{"customAnnotations: {a: b}", "ConfigMap/coredns-optcache", []any{"metadata", "annotations"}, `{"a":"b"}`},
-		{"serviceAccount: {name: sa, annotations: {a: b}}", "ServiceAccount/sa", []any{"metadata", "annotations"}, `{"a":"b"}`},
+		{"customAnnotations: {a: b}", "ConfigMap/coredns-optcache", []any{"metadata", "annotations"}, `{"a":"b","helm.sh/resource-policy":"keep"}`},
+		{"{role: nodeLocalDNS, customAnnotations: {a: b}}", "ConfigMap/node-local-dns-optcache", []any{"metadata", "annotations"}, `{"a":"b"}`},
+		{"serviceAccount: {name: sa, annotations: {a: b}}", "ServiceAccount/sa", []any{"metadata", "annotations"}, `{"a":"b","helm.sh/resource-policy":"keep"}`},
+		{"service: {annotations: {helm.sh/resource-policy: other}}", "Service/kube-dns", []any{"metadata", "annotations", policy}, `"keep"`},
 		{"serviceAccount: {name: sa, create: false}", deployment, pod("serviceAccountName"), `"sa"`},
 		{"serviceAccount: {create: false}", "ServiceAccount/coredns", nil, `null`},
 		{"rbac: {create: false}", "ClusterRole/system:coredns", nil, `null`},

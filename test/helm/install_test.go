@@ -84,7 +84,7 @@ func TestInstallByKustomize(t *testing.T) {
 func TestInstallByHelm(t *testing.T) {
 	section, blocks := section(t, "Kubernetes, by Helm")
 	commands := helmCommand.FindAllStringSubmatch(section, -1)
-	if len(blocks) != 3 || len(commands) != 2 || strings.Count(section, "\n    helm ") != 2 {
+	if len(blocks) != 3 || len(commands) != 3 || strings.Count(section, "\n    helm upgrade ") != 3 {
 		t.Fatalf("%d sets of values, %d commands", len(blocks), len(commands))
 	}
 	for _, b := range blocks {

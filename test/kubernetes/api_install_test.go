@@ -71,11 +71,12 @@ func imagesOf(t *testing.T, workload string) string {
 	return strings.Join(slices.Compact(images), " ")
 }
 
-// A user has kubeadm's CoreDNS, and follows docs/install.md by kustomize, to upgrade, and by Helm. Each container then has the image of
-// the user's registry. Prometheus Operator's kinds are taken.
+// A user has kubeadm's CoreDNS, and follows docs/install.md by kustomize, to upgrade, by Helm, and back. Each container of ours has the
+// image of the user's registry. Prometheus Operator's kinds are taken.
 func TestInstallDocument(t *testing.T) {
 	needsNode(t)
 	addCoreDNS(t)
+	keepDeployment(t, "install/coredns.yaml")
 	const image = "registry.example.org/dns/coredns-optcache"
 	runs := func(tag string) {
 		t.Helper()
@@ -115,7 +116,7 @@ func TestInstallDocument(t *testing.T) {
 	}
 
 	blocks, commands = installSection(t, "Kubernetes, by Helm")
-	if len(blocks) != 3 || len(commands) != 2 {
+	if len(blocks) != 3 || len(commands) != 7 {
 		t.Fatalf("%d sets of values, commands %q", len(blocks), commands)
 	}
 	said, err := downloadOperator()
@@ -131,8 +132,13 @@ func TestInstallDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustHelm(t, "package", filepath.Join(root, "deploy/helm/coredns-optcache"), "--version", "1.2.3", "--app-version", "1.2.3", "--destination", cluster.in("install"))
-	for _, c := range commands {
-		followIn(t, cluster.in("install"), c)
+	// The third is the first rollout from node-cache, and the second follows it.
+	for _, c := range []struct{ command, rollingUpdate string }{{commands[0], "10% 0"}, {commands[2], "0 10%"}, {commands[1], "10% 0"}} {
+		followIn(t, cluster.in("install"), c.command)
+		const fields = "jsonpath={.spec.updateStrategy.rollingUpdate.maxSurge} {.spec.updateStrategy.rollingUpdate.maxUnavailable}"
+		if got := system(t, "get", "daemonset/node-local-dns", "-o", fields); got != c.rollingUpdate {
+			t.Errorf("%s: the DaemonSet has maxSurge and maxUnavailable %s", c.command, got)
+		}
 	}
 	runs("1.2.3")
 	if got := system(t, "get", "service/kube-dns", "-o", "jsonpath={.spec.clusterIP}"); got != clusterDNS {
@@ -142,8 +148,16 @@ func TestInstallDocument(t *testing.T) {
 	// And what else the section describes.
 	followIn(t, cluster.in("install"), commands[0]+" --values hpa.yaml --set prometheus.rules.enabled=true --set prometheus.monitor.kind=PodMonitor")
 	system(t, "get", "horizontalpodautoscaler/coredns", "podmonitor/coredns", "prometheusrule/coredns")
-	for _, release := range []string{"dns", "node-dns"} {
-		mustHelm(t, "uninstall", release)
+	for _, c := range commands[3:] {
+		followIn(t, cluster.in("install"), c)
+	}
+	isKubeadms(t)
+	if left := system(t, "get", "horizontalpodautoscalers,poddisruptionbudgets,servicemonitors,podmonitors,prometheusrules,daemonsets", "-o", "name"); strings.TrimSpace(left) != "" {
+		t.Errorf("uninstalled, and there is %s", left)
+	}
+	system(t, append([]string{"delete", "--ignore-not-found", "--timeout=60s"}, keptByHelm...)...)
+	if left := ofTheChart(t); len(left) > 0 {
+		t.Errorf("deleted, and there is %q", left)
 	}
 	kubectl(t, "delete", "crd", "servicemonitors.monitoring.coreos.com", "podmonitors.monitoring.coreos.com", "prometheusrules.monitoring.coreos.com")
 }

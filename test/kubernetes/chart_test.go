@@ -3,6 +3,7 @@ package kubernetes
 import (
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -20,12 +21,51 @@ func mustHelm(t *testing.T, args ...string) {
 	}
 }
 
+// keptByHelm are the objects that cluster DNS needs. They stay when the release goes.
+var keptByHelm = []string{
+	"clusterrole.rbac.authorization.k8s.io/system:coredns", "clusterrolebinding.rbac.authorization.k8s.io/system:coredns",
+	"configmap/coredns-optcache", "deployment.apps/coredns", "service/kube-dns", "serviceaccount/coredns",
+}
+
+// ofTheChart are the objects that the chart has made, or has taken over, and that have its label.
+func ofTheChart(t *testing.T) []string {
+	t.Helper()
+	const kinds = "deployments,daemonsets,services,serviceaccounts,configmaps,clusterroles,clusterrolebindings,roles,rolebindings," +
+		"horizontalpodautoscalers,poddisruptionbudgets"
+	return slices.Sorted(slices.Values(strings.Fields(system(t, "get", kinds, "-l", "app.kubernetes.io/name=coredns-optcache", "-o", "name"))))
+}
+
+// keepDeployment writes the Deployment that is there into a file, as deploy/README.md has the user do it before the first time.
+func keepDeployment(t *testing.T, file string) {
+	t.Helper()
+	text := slices.DeleteFunc(strings.SplitAfter(system(t, "get", "deployment/coredns", "-o", "yaml"), "\n"), func(line string) bool {
+		return strings.HasPrefix(line, "  resourceVersion:")
+	})
+	if err := cluster.write(file, "%s", strings.Join(text, "")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// isKubeadms reports an error if the Deployment is not that of kubeadm, or if it has lost what it needs.
+func isKubeadms(t *testing.T) {
+	t.Helper()
+	stock, err := kubeadmImage(cluster.bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if image := imageOf(t, "deployment/coredns"); image != stock {
+		t.Errorf("cluster DNS runs %s", image)
+	}
+	system(t, "get", "configmap/coredns", "service/kube-dns", "serviceaccount/coredns", "clusterrole/system:coredns", "clusterrolebinding/system:coredns")
+}
+
 // The chart takes the place of kubeadm's objects and of the kustomizations'; it is upgraded, refuses what is wrong, goes back one
-// revision, and goes. Helm is the real one, and the API server.
+// revision, and goes. Cluster DNS stays, ours or kubeadm's. Helm is the real one, and the API server.
 func TestChart(t *testing.T) {
 	needsNode(t)
 	chart := filepath.Join(root, "deploy/helm/coredns-optcache")
 	addCoreDNS(t)
+	keepDeployment(t, "chart/coredns.yaml")
 	for base, workload := range workloads {
 		role := map[string]string{"cluster-dns": "clusterDNS", "nodelocaldns": "nodeLocalDNS"}[base]
 		set := []string{"--set", "role=" + role, "--set", "image.repository=registry.example.org/dns/coredns-optcache"}
@@ -77,7 +117,28 @@ func TestChart(t *testing.T) {
 	for base := range workloads {
 		mustHelm(t, "uninstall", base)
 	}
-	if left := system(t, "get", "deployments,daemonsets,services,roles", "-l", "app.kubernetes.io/name=coredns-optcache", "-o", "name"); strings.TrimSpace(left) != "" {
+	if left := ofTheChart(t); !slices.Equal(left, keptByHelm) {
+		t.Errorf("uninstalled, and there is %q", left)
+	}
+	for _, name := range keptByHelm {
+		if policy := system(t, "get", name, "-o", `jsonpath={.metadata.annotations.helm\.sh/resource-policy}`); policy != "keep" {
+			t.Errorf("%s has the policy %q", name, policy)
+		}
+	}
+
+	// A release of another name takes over what is left. It goes after kubeadm's Deployment has come back.
+	mustHelm(t, "upgrade", "--install", "again", chart, "--take-ownership", "--set", "image.repository=registry.example.org/dns/again", "--set", "podDisruptionBudget.maxUnavailable=1")
+	if image := imageOf(t, "deployment/coredns"); !strings.HasPrefix(image, "registry.example.org/dns/again:") {
+		t.Errorf("installed again, and cluster DNS runs %s", image)
+	}
+	system(t, "replace", "-f", cluster.in("chart/coredns.yaml"))
+	mustHelm(t, "uninstall", "again")
+	isKubeadms(t)
+	if left := system(t, "get", "poddisruptionbudgets", "-o", "name"); strings.TrimSpace(left) != "" {
 		t.Errorf("uninstalled, and there is %s", left)
+	}
+	system(t, append([]string{"delete", "--timeout=60s"}, keptByHelm...)...)
+	if left := ofTheChart(t); len(left) > 0 {
+		t.Errorf("deleted, and there is %q", left)
 	}
 }
