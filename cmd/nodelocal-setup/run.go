@@ -88,7 +88,12 @@ func (s *setup) sync() (err error) {
 	if s.setRules && alone {
 		// Once an address is gone from the interface, nobody knows that these rules are to go.
 		leftErr := removeLeft(slices.Concat(there, s.addresses))
-		err, alone = errors.Join(err, leftErr), leftErr == nil
+		alone = leftErr == nil
+		if s.once && leftErr != nil { // CoreDNS is to start
+			log.Print(leftErr)
+		} else {
+			err = errors.Join(err, leftErr)
+		}
 	}
 	if s.setInterface && alone && s.presence.alone() { // one may have come while replies went out
 		_, linkErr := ensureLink(s.iface, s.addresses, true)

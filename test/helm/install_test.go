@@ -16,7 +16,7 @@ import (
 
 var (
 	fenced      = regexp.MustCompile(`(?ms)^~~~ yaml\n(.*?)^~~~$`)
-	helmCommand = regexp.MustCompile(`(?m)^    helm upgrade --install \S+ coredns-optcache-1\.2\.3\.tgz --namespace kube-system (.*) --take-ownership$`)
+	helmCommand = regexp.MustCompile(`(?m)^    helm upgrade --install \S+ coredns-optcache-1\.2\.3\.tgz --namespace kube-system (.*) --take-ownership(?: --force)?$`)
 )
 
 // section returns a section of docs/install.md, and what stands in its blocks of YAML.

@@ -134,7 +134,13 @@ func TestInstallDocument(t *testing.T) {
 	mustHelm(t, "package", filepath.Join(root, "deploy/helm/coredns-optcache"), "--version", "1.2.3", "--app-version", "1.2.3", "--destination", cluster.in("install"))
 	// The third is the first rollout from node-cache, and the second follows it.
 	for _, c := range []struct{ command, rollingUpdate string }{{commands[0], "10% 0"}, {commands[2], "0 10%"}, {commands[1], "10% 0"}} {
+		if c.command == commands[2] {
+			system(t, "delete", "daemonset/node-local-dns", "--timeout=60s")
+			system(t, "delete", "serviceaccount/node-local-dns")
+			createNodeCache(t)
+		}
 		followIn(t, cluster.in("install"), c.command)
+		nothingOfNodeCache(t)
 		const fields = "jsonpath={.spec.updateStrategy.rollingUpdate.maxSurge} {.spec.updateStrategy.rollingUpdate.maxUnavailable}"
 		if got := system(t, "get", "daemonset/node-local-dns", "-o", fields); got != c.rollingUpdate {
 			t.Errorf("%s: the DaemonSet has maxSurge and maxUnavailable %s", c.command, got)

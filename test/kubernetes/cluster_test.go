@@ -2,7 +2,6 @@ package kubernetes
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"os"
 	"os/exec"
@@ -254,6 +253,29 @@ spec:
       - {name: config-volume, configMap: {name: node-local-dns}}
 `
 
+// createNodeCache does it as Kubernetes' documentation says, so that kubectl apply knows nothing of it.
+func createNodeCache(t *testing.T) {
+	t.Helper()
+	stock, err := kubeadmImage(cluster.bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cluster.write("node-cache.yaml", nodeCacheManifests, localDNS, upstreamIP, toolsImage, stock); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, "create", "-f", cluster.in("node-cache.yaml"))
+}
+
+// nothingOfNodeCache reports an error if the DaemonSet still has what only node-cache's has.
+func nothingOfNodeCache(t *testing.T) {
+	t.Helper()
+	const container = ".spec.template.spec.containers[0]"
+	left := system(t, "get", workloads["nodelocaldns"], "-o", "jsonpath={"+container+".ports}{"+container+".securityContext.runAsUser}{"+container+".readinessProbe.httpGet}")
+	if left != "" {
+		t.Errorf("node-cache has left %s", left)
+	}
+}
+
 // nodeCache follows deploy/README.md from node-cache to ours and back, while pods ask that have cluster DNS as their second server.
 func nodeCache(t *testing.T) {
 	stock, err := kubeadmImage(cluster.bin)
@@ -270,11 +292,7 @@ func nodeCache(t *testing.T) {
 	}
 	system(t, "delete", workload, "--ignore-not-found", "--timeout=60s")
 	system(t, "delete", "serviceaccount/node-local-dns")
-	// As Kubernetes' documentation has it, so that kubectl apply knows nothing of it.
-	if err := cluster.write("node-cache.yaml", nodeCacheManifests, localDNS, upstreamIP, toolsImage, stock); err != nil {
-		t.Fatal(err)
-	}
-	kubectl(t, "create", "-f", cluster.in("node-cache.yaml"))
+	createNodeCache(t)
 	runs(stock)
 	l := startLoad(t, "tools-both", names...)
 	patched := patchedBase(t)
@@ -285,9 +303,7 @@ func nodeCache(t *testing.T) {
 		runs(ownImage)
 		kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
 		runs(ownImage)
-		if left := system(t, "get", workload, "-o", "jsonpath={.spec.template.spec.containers[0].ports}{.spec.template.spec.containers[0].securityContext.runAsUser}"); left != "" {
-			t.Errorf("node-cache has left %s", left)
-		}
+		nothingOfNodeCache(t)
 	}
 	come()
 	looksUp(t, "tools-local")
