@@ -135,8 +135,6 @@ func TestInstallDocument(t *testing.T) {
 	// The third is the first rollout from node-cache, and the second follows it.
 	for _, c := range []struct{ command, rollingUpdate string }{{commands[0], "10% 0"}, {commands[2], "0 10%"}, {commands[1], "10% 0"}} {
 		if c.command == commands[2] {
-			system(t, "delete", "daemonset/node-local-dns", "--timeout=60s")
-			system(t, "delete", "serviceaccount/node-local-dns")
 			createNodeCache(t)
 		}
 		followIn(t, cluster.in("install"), c.command)

@@ -253,7 +253,7 @@ spec:
       - {name: config-volume, configMap: {name: node-local-dns}}
 `
 
-// createNodeCache does it as Kubernetes' documentation says, so that kubectl apply knows nothing of it.
+// createNodeCache deletes the DaemonSet that is there, and makes node-cache's as Kubernetes' documentation says, so that kubectl apply knows nothing of it.
 func createNodeCache(t *testing.T) {
 	t.Helper()
 	stock, err := kubeadmImage(cluster.bin)
@@ -263,6 +263,7 @@ func createNodeCache(t *testing.T) {
 	if err := cluster.write("node-cache.yaml", nodeCacheManifests, localDNS, upstreamIP, toolsImage, stock); err != nil {
 		t.Fatal(err)
 	}
+	kubectl(t, "delete", "--ignore-not-found", "--timeout=60s", "-f", cluster.in("node-cache.yaml"))
 	kubectl(t, "create", "-f", cluster.in("node-cache.yaml"))
 }
 
@@ -290,8 +291,6 @@ func nodeCache(t *testing.T) {
 			t.Errorf("it runs %s", got)
 		}
 	}
-	system(t, "delete", workload, "--ignore-not-found", "--timeout=60s")
-	system(t, "delete", "serviceaccount/node-local-dns")
 	createNodeCache(t)
 	runs(stock)
 	l := startLoad(t, "tools-both", names...)
