@@ -291,6 +291,14 @@ func nodeCache(t *testing.T) {
 			t.Errorf("it runs %s", got)
 		}
 	}
+	// Our last pod takes the interface away, and the stand-in does not make it again.
+	system(t, "delete", workload)
+	eventually(t, "our pod is gone", time.Minute, func() error {
+		if left := system(t, "get", "pods", "-l", "k8s-app="+labels["node-local-dns"], "-o", "name"); left != "" {
+			return errors.New(left)
+		}
+		return nil
+	})
 	createNodeCache(t)
 	runs(stock)
 	l := startLoad(t, "tools-both", names...)
