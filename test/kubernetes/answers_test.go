@@ -40,6 +40,7 @@ spec:
   containers:
   - name: coredns
     image: %[3]s
+    imagePullPolicy: IfNotPresent
     args: ["-conf", "/etc/coredns/Corefile"]
     readinessProbe: {httpGet: {path: /ready, port: 8181}, periodSeconds: 1}
     volumeMounts:
