@@ -437,6 +437,12 @@ func checkPorts(t *testing.T, b base, blocks []serverBlock) {
 			}
 			probe := probes[plugin]
 			delete(probes, plugin)
+			if b.pod.Spec.HostNetwork { // see checkRollout
+				if url := fmt.Sprintf("http://%s:%s/%s", host, port, plugin); plugin == "ready" && flagOf(b.pod.Spec.InitContainers[0], "-ready") != url {
+					t.Errorf("ready at %s, and nodelocal-setup asks at %s", url, flagOf(b.pod.Spec.InitContainers[0], "-ready"))
+				}
+				continue
+			}
 			if probe == nil || probe.HTTPGet == nil {
 				t.Errorf("no probe for %s", plugin)
 				continue
@@ -606,8 +612,8 @@ func checkRights(t *testing.T, b base) {
 	}
 }
 
-// checkRollout wants a new pod to come before an old one goes. What serves on the node's network shares it meanwhile, so it needs a
-// probe that only this pod can answer.
+// checkRollout wants a new pod to come before an old one goes. What serves on the node's network shares it meanwhile, so it needs
+// probes that only this pod can answer, and one that hangs is not ready any more before it would count as available.
 func checkRollout(t *testing.T, b base) {
 	t.Helper()
 	for _, o := range b.objects {
@@ -622,11 +628,22 @@ func checkRollout(t *testing.T, b base) {
 			}
 		}
 	}
-	if b.pod.Spec.HostNetwork {
-		checkSetup(t, b)
+	if !b.pod.Spec.HostNetwork {
+		return
 	}
-	if p := b.container().StartupProbe; b.pod.Spec.HostNetwork && (p == nil || p.Exec == nil) {
-		t.Error("no startup probe that tells this pod from another one on the node")
+	checkSetup(t, b)
+	c := b.container()
+	for _, p := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
+		if p == nil || p.Exec == nil || !slices.Equal(p.Exec.Command, []string{"optcachectl", "status"}) {
+			t.Errorf("a probe that does not tell this pod from another one on the node: %v", p)
+		}
+	}
+	for _, o := range b.objects {
+		if o, ok := o.(*appsv1.DaemonSet); ok {
+			if p := c.ReadinessProbe; p.PeriodSeconds*p.FailureThreshold+p.TimeoutSeconds >= o.Spec.MinReadySeconds {
+				t.Errorf("available after %d s, before the probe %v has failed", o.Spec.MinReadySeconds, p)
+			}
+		}
 	}
 }
 
@@ -634,15 +651,14 @@ func checkRollout(t *testing.T, b base) {
 // of two pods is the last one on the node.
 func checkSetup(t *testing.T, b base) {
 	t.Helper()
-	setups := []corev1.Container{b.pod.Spec.InitContainers[0], b.pod.Spec.Containers[1]}
+	setups := b.pod.Spec.InitContainers[:2]
 	for _, name := range []string{"-localip", "-ready", "-lock", "-basecorefile", "-corefile"} {
 		if a, b := flagOf(setups[0], name), flagOf(setups[1], name); a != b || a == "" {
 			t.Errorf("%s is %q at the start, and %q then", name, a, b)
 		}
 	}
-	probe := b.container().ReadinessProbe.HTTPGet
-	if url := fmt.Sprintf("http://%s:%s%s", probe.Host, probe.Port.String(), probe.Path); flagOf(setups[0], "-ready") != url {
-		t.Errorf("ready at %s, and the probe is %s", flagOf(setups[0], "-ready"), url)
+	if p := setups[1].RestartPolicy; p == nil || *p != corev1.ContainerRestartPolicyAlways {
+		t.Error("the one that keeps watch is no sidecar, and does not outlive the cache")
 	}
 	for _, c := range setups {
 		if _, v, ok := mount(b, c, flagOf(c, "-lock")); !ok || v.HostPath == nil {

@@ -59,7 +59,7 @@ func atClusterIP(t *testing.T) {
 	kubectl(t, "apply", "--validate=strict", "-k", withClusterIP(t))
 	rolledOut(t, workload)
 	hasThem(t, true, "when it is rolled out")
-	for range rollouts(t) {
+	for range min(rollouts(t), 5) { // rollNodeLocal does more
 		system(t, "rollout", "restart", workload)
 		rolledOut(t, workload)
 		if !hasFromPods(t) {
