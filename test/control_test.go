@@ -155,6 +155,7 @@ func TestControl(t *testing.T) {
 
 	// What is flushed is not in the snapshot, even if the process is killed at once.
 	done(t, addr, "snapshot")
+	done(t, addr, "alive")
 	done(t, addr, "flush", hostName(3))
 	s.stopped = true
 	s.signal(syscall.SIGKILL)

@@ -122,7 +122,7 @@ func newRoot(sys system) *cobra.Command {
 	flags.StringVar(&g.tokenFile, "token-file", "", "send the token that is in `FILE`")
 	flags.StringVar(&g.caFile, "ca", "", "trust the certificates in `FILE` instead of the system's")
 	flags.DurationVar(&g.timeout, "timeout", defaultTimeout, "wait for each answer of the server, or the next piece of a dump, for this `DURATION` at the most")
-	root.AddCommand(newStatus(g), newLookup(g), newList(g), newTop(g), newHot(g), newClimb(g), newFlush(g), newSnapshot(g), newExplain(g),
+	root.AddCommand(newStatus(g), newLookup(g), newList(g), newTop(g), newHot(g), newClimb(g), newFlush(g), newSnapshot(g), newAlive(g), newExplain(g),
 		newDump(g), newLoad(g), newWarm(g), newMan())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

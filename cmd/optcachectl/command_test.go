@@ -583,6 +583,37 @@ func TestTablesAreHarmless(t *testing.T) {
 	}
 }
 
+// A program that answers something else is not the server.
+func TestAlive(t *testing.T) {
+	t.Parallel()
+	var code atomic.Int32 // 0: it hangs
+	hang := make(chan bool)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != "/healthz":
+			http.NotFound(w, r)
+		case code.Load() == 0:
+			<-hang
+		default:
+			w.WriteHeader(int(code.Load()))
+		}
+	}))
+	defer s.Close()
+	defer close(hang)
+	alive := func(more ...string) result { return runOn(t.Context(), quiet(nil), append([]string{"alive", "-s", s.URL}, more...)...) }
+	code.Store(http.StatusNoContent)
+	alive().want(t, 0, "", "")
+	code.Store(http.StatusOK)
+	if r := alive(); r.code != 1 || r.stderr == "" {
+		t.Errorf("%+v", r)
+	}
+	code.Store(0)
+	alive("--timeout", "100ms").want(t, 1, "", "optcachectl: no answer of "+s.URL+" in 100ms\n")
+	if r := runOn(t.Context(), quiet(nil), "alive", "-s", "unix://"+t.TempDir()+"/none"); r.code != 3 {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestHelpAndCompletion(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ args, want string }{

@@ -58,7 +58,7 @@ func TestUninstall(t *testing.T) {
 				t.Fatal(err)
 			}
 			capabilities := chartutil.DefaultCapabilities.Copy()
-			capabilities.KubeVersion = chartutil.KubeVersion{Version: "v1.25.0", Major: "1", Minor: "25"}
+			capabilities.KubeVersion = chartutil.KubeVersion{Version: "v1.29.0", Major: "1", Minor: "29"}
 			client := &cluster{PrintingKubeClient: fake.PrintingKubeClient{Out: io.Discard, LogOutput: io.Discard}}
 			helm := &action.Configuration{Releases: storage.Init(driver.NewMemory()), KubeClient: client, Capabilities: capabilities, Log: func(string, ...any) {}}
 			install := action.NewInstall(helm)

@@ -239,13 +239,17 @@ func changesShow(t *testing.T, servers []server) {
 	for _, s := range servers {
 		for _, c := range changes {
 			eventually(t, s.name+" knows how it is before", 40*time.Second, func() error {
-				got, end := said(s, c.name)
-				if got != c.before {
+				if got, _ := said(s, c.name); got != c.before {
 					return fmt.Errorf("%s: %q", c.name, got)
 				}
-				ends[which{s.name, c.name}] = end
 				return nil
 			})
+		}
+	}
+	// When what they say now ends, before the change and not after a wait.
+	for _, s := range servers {
+		for _, c := range changes {
+			_, ends[which{s.name, c.name}] = said(s, c.name)
 		}
 	}
 
@@ -262,7 +266,7 @@ func changesShow(t *testing.T, servers []server) {
 					continue
 				}
 				last := changed
-				if s.keeps {
+				if s.keeps && ends[w].After(changed) {
 					last = ends[w]
 				}
 				got, end := said(s, c.name)

@@ -128,6 +128,7 @@ func outside(m *testing.M) int {
 	started := make(chan *os.Process, 1)
 	go func() {
 		fmt.Println(<-signals)
+		signal.Reset() // a second one ends this at once
 		select {
 		case p := <-started:
 			p.Kill()
@@ -322,8 +323,8 @@ func (n *node) joinGroup() error {
 func sweepDirs() {
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*"))
 	for _, dir := range dirs {
-		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
-		if _, err := os.Stat(filepath.Join("/proc", pid)); err != nil {
+		pid, _, ours := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+		if _, err := os.Stat(filepath.Join("/proc", pid)); ours && err != nil {
 			os.RemoveAll(dir)
 		}
 	}

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
 	"slices"
@@ -23,28 +24,34 @@ func tracked(t *testing.T, ip string) int {
 }
 
 // hasFromPods tells whether a pod that asks cluster DNS gets its answers from the node's cache.
-func hasFromPods(t *testing.T) bool {
+func hasFromPods(t *testing.T) (bool, error) {
 	t.Helper()
 	fresh := freshName()
 	if out := kubectl(t, "exec", "tools", "--", "lookup-go", fresh); !strings.Contains(out, fresh+": 192.0.2.99") {
-		t.Fatal(out)
+		return false, errors.New(out)
 	}
 	lookup := cluster.command("-n", "kube-system", "exec", podsOf(t, workloads["nodelocaldns"])[0], "-c", "node-cache", "--", "optcachectl", "lookup", fresh, "A")
 	out, err := lookup.CombinedOutput()
-	if err != nil && lookup.ProcessState.ExitCode() != 4 { // which is that it holds no such answer
-		t.Fatalf("%v\n%s", err, out)
+	if err != nil && lookup.ProcessState.ExitCode() == 4 { // it holds no such answer
+		return false, nil
 	}
-	return err == nil
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, out)
+	}
+	return err == nil, err
 }
 
+const shortly = 10 * time.Second
+
 // hasThem waits until it does, or does not.
-func hasThem(t *testing.T, want bool, when string) {
+func hasThem(t *testing.T, want bool, when string, limit time.Duration) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("the node's cache has the queries of pods: %v %s", want, when), 10*time.Second, func() error {
-		if has := hasFromPods(t); has != want {
-			return fmt.Errorf("%v", has)
+	eventually(t, fmt.Sprintf("the node's cache has the queries of pods: %v %s", want, when), limit, func() error {
+		has, err := hasFromPods(t)
+		if err == nil && has != want {
+			err = fmt.Errorf("%v", has)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -52,18 +59,18 @@ func hasThem(t *testing.T, want bool, when string) {
 // nor when it ends or crashes, as cluster DNS answers then.
 func atClusterIP(t *testing.T) {
 	workload := workloads["nodelocaldns"]
-	if hasFromPods(t) {
-		t.Fatal("a pod that knows nothing of the cache asks it")
+	if has, err := hasFromPods(t); has || err != nil {
+		t.Fatal("a pod that knows nothing of the cache asks it", err)
 	}
 	l := startLoad(t, "tools", names...)
 	kubectl(t, "apply", "--validate=strict", "-k", withClusterIP(t))
 	rolledOut(t, workload)
-	hasThem(t, true, "when it is rolled out")
+	hasThem(t, true, "when it is rolled out", shortly)
 	for range min(rollouts(t), 5) { // rollNodeLocal does more
 		system(t, "rollout", "restart", workload)
 		rolledOut(t, workload)
-		if !hasFromPods(t) {
-			t.Error("after a rollout, the cache does not have the queries of pods")
+		if has, err := hasFromPods(t); !has {
+			t.Error("after a rollout, the cache does not have the queries of pods", err)
 		}
 	}
 	l.stop(0)
@@ -83,7 +90,7 @@ func atClusterIP(t *testing.T) {
 		if err := runAll(damage); err != nil {
 			t.Fatal(err)
 		}
-		hasThem(t, true, "after "+damage)
+		hasThem(t, true, "after "+damage, shortly)
 	}
 
 	pod := podsOf(t, workload)[0]
@@ -101,20 +108,20 @@ func atClusterIP(t *testing.T) {
 			looksUp(t, "tools")
 		}
 	}
-	hasThem(t, true, "when it hangs no more")
+	hasThem(t, true, "when it hangs no more", shortly)
 
 	// The server crashes, and comes again. A query that is under way is lost, and those until it is noticed.
 	if err := syscall.Kill(process, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	looksUpWithin(t, 15*time.Second)
-	hasThem(t, true, "after a crash")
+	hasThem(t, true, "after a crash", time.Minute)
 
 	// The pod ends, and another one comes: cluster DNS answers meanwhile.
 	l = startLoad(t, "tools", names...)
 	system(t, "delete", "pod", pod)
 	rolledOut(t, workload)
-	hasThem(t, true, "of the pod that comes")
+	hasThem(t, true, "of the pod that comes", time.Minute)
 	l.stop(0)
 	if young := podsOf(t, workload); slices.Contains(young, pod) {
 		t.Errorf("%s is still there", pod)
@@ -146,7 +153,7 @@ func otherProxyMode(t *testing.T) {
 	})
 	kubectl(t, "apply", "--validate=strict", "-k", withClusterIP(t))
 	rolledOut(t, workloads["nodelocaldns"])
-	hasThem(t, true, "in mode "+mode)
+	hasThem(t, true, "in mode "+mode, shortly)
 	looksUp(t, "tools")
 	looksUp(t, "tools-local")
 	l, local := startLoad(t, "tools", names...), startLoad(t, "tools-local", names...)
@@ -166,7 +173,7 @@ func leaveClusterIP(t *testing.T) {
 	l := startLoad(t, "tools", names...)
 	kubectl(t, "apply", "--validate=strict", "-k", base("nodelocaldns"))
 	rolledOut(t, workloads["nodelocaldns"])
-	hasThem(t, false, "when it has left the cluster IP")
+	hasThem(t, false, "when it has left the cluster IP", shortly)
 	l.stop(0)
 	before, err := exec.Command("ip", "-o", "addr", "show", "dev", "nodelocaldns").CombinedOutput()
 	if err != nil || strings.Contains(string(before), clusterDNS) || !strings.Contains(string(before), localDNS) {

@@ -164,6 +164,17 @@ func (c *Client) Get(ctx context.Context, path string, query url.Values, reply a
 	return c.ask(ctx, request{method: http.MethodGet, path: path, query: query}, reply)
 }
 
+// Alive asks whether the server answers. One that is busy with other requests does, too.
+func (c *Client) Alive(ctx context.Context) error {
+	p := c.patience(ctx)
+	defer p.end()
+	resp, err := c.do(p, request{method: http.MethodGet, path: "/healthz", empty: true})
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err
+}
+
 // Post sends a request as JSON, and reads the JSON of the answer into reply. It returns the answer's body, too.
 func (c *Client) Post(ctx context.Context, path string, message, reply any) ([]byte, error) {
 	sent, err := json.Marshal(message)
@@ -249,6 +260,7 @@ type request struct {
 	body         io.Reader
 	size         int64 // of the body, in bytes; -1: it is not known
 	long         bool  // the body may take long
+	empty        bool  // the answer has no body
 }
 
 // ask makes a request whose answer is JSON, and reads it into reply. The body is read to its end before anything is shown, so that a
@@ -324,7 +336,11 @@ func (c *Client) do(p *patience, r request) (*http.Response, error) {
 	if err != nil {
 		return nil, c.failed(p, err, connected)
 	}
-	if resp.StatusCode != http.StatusOK {
+	expected := http.StatusOK
+	if r.empty {
+		expected = http.StatusNoContent
+	}
+	if resp.StatusCode != expected {
 		defer resp.Body.Close()
 		body, err := c.bodyOf(p, resp)
 		if err != nil {
@@ -332,7 +348,7 @@ func (c *Client) do(p *patience, r request) (*http.Response, error) {
 		}
 		return nil, c.refusal(resp, body)
 	}
-	if got, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); got != accept {
+	if got, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); got != accept && !r.empty {
 		resp.Body.Close()
 		return nil, fmt.Errorf("%s is no control interface: it answers %q, not %q", c.Address, got, accept)
 	}
