@@ -600,7 +600,9 @@ func TestAlive(t *testing.T) {
 	}))
 	defer s.Close()
 	defer close(hang)
-	alive := func(more ...string) result { return runOn(t.Context(), quiet(nil), append([]string{"alive", "-s", s.URL}, more...)...) }
+	alive := func(more ...string) result {
+		return runOn(t.Context(), quiet(nil), append([]string{"alive", "-s", s.URL}, more...)...)
+	}
 	code.Store(http.StatusNoContent)
 	alive().want(t, 0, "", "")
 	code.Store(http.StatusOK)

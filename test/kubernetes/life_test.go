@@ -244,7 +244,7 @@ func hangsInRollout(t *testing.T, workload string) {
 		}
 		return nil
 	})
-	for range 10 { // as long as it would take to be available
+	for range 15 { // longer than it would take to be available
 		time.Sleep(time.Second)
 		if gone := system(t, "get", "pod", old, "-o", "jsonpath={.metadata.deletionTimestamp}"); gone != "" || !ready(old) {
 			t.Fatalf("the old pod, ready %v, ends at %q", ready(old), gone)
