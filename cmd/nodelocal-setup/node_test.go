@@ -347,7 +347,8 @@ func TestSkipTeardown(t *testing.T) {
 	}
 }
 
-// Two run on a node while a pod takes the place of another. Neither takes away what the other has; the last one takes all.
+// Two run on a node while a pod takes the place of another. Neither takes away what the other has, but for rules about requests to an
+// address that the young one does not have; the last one takes all.
 func TestTwo(t *testing.T) {
 	needsNode(t)
 	lock := filepath.Join(t.TempDir(), "lock")
@@ -356,7 +357,7 @@ func TestTwo(t *testing.T) {
 	eventually(t, "the old one has all", func() bool { return strings.Count(tableOf("two0"), "notrack") == 12 })
 	endYoung := begin(t, flags(t, append(args, "169.254.20.10,fd00::20:10")...))
 	both := func() bool {
-		return equalLists(addressesOf("two0"), "10.96.0.10/32", "169.254.20.10/32", "fd00::20:10/128") && strings.Count(tableOf("two0"), "notrack") == 18
+		return equalLists(addressesOf("two0"), "10.96.0.10/32", "169.254.20.10/32", "fd00::20:10/128") && strings.Count(tableOf("two0"), "notrack") == 18-4
 	}
 	eventually(t, "both have all", both)
 	before := command(t, "nft -a list table inet two0")
@@ -413,6 +414,30 @@ func TestOneThatIsThereWhileAnotherComes(t *testing.T) {
 		neverComes(t, lock)
 		eventually(t, "the old one has what it needs, and no more", func() bool { return has(1) })
 	}
+}
+
+// The one that came last says which addresses have queries, while the other's cache still answers what it has had.
+func TestTheLastToComeSaysWhoHasQueries(t *testing.T) {
+	needsNode(t)
+	lock := filepath.Join(t.TempDir(), "lock")
+	args := []string{"-interfacename", "less0", "-lock", lock, "-syncinterval", "100ms", "-localip"}
+	has := func(requests, replies int) bool {
+		text := tableOf("less0")
+		return strings.Count(text, "daddr") == requests && strings.Count(text, "saddr") == replies
+	}
+	begin(t, flags(t, append(args, "169.254.20.10,10.96.0.10")...))
+	eventually(t, "the old one has all", func() bool { return has(8, 4) })
+	end := begin(t, flags(t, append(args, "169.254.20.10")...))
+	eventually(t, "the address that only the old one has is asked no more", func() bool { return has(4, 4) })
+	for range 10 { // some looks
+		if !has(4, 4) || len(addressesOf("less0")) != 2 {
+			t.Fatalf("%v\n%s", addressesOf("less0"), tableOf("less0"))
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	end()
+	neverComes(t, lock)
+	eventually(t, "the old one has all again", func() bool { return has(8, 4) })
 }
 
 // One ends after the init container of another pod, and before its other container: that finds the interface, and kube-proxy has the

@@ -95,11 +95,14 @@ func allowed(addresses []netip.Addr) (rules []rule) {
 	return rules
 }
 
+// words are what a comment begins with, after commentPrefix.
+var words = map[way]string{requests: "requests to", replies: "replies of"}
+
 // commentPrefix is that of all rules in chains of others.
 const commentPrefix = "NodeLocal DNSCache: "
 
 func comment(w way, a netip.Addr, protocol, effect string) string {
-	return fmt.Sprintf("%s%s %s by %s %s", commentPrefix, map[way]string{requests: "requests to", replies: "replies of"}[w], a, protocol, effect)
+	return fmt.Sprintf("%s%s %s by %s %s", commentPrefix, words[w], a, protocol, effect)
 }
 
 func family(a netip.Addr) []expr.Any {
@@ -150,13 +153,24 @@ func xtPort(protocol string, w way) *expr.Match {
 	return &expr.Match{Name: protocol, Info: &xt.Udp{SrcPorts: source, DstPorts: destination}}
 }
 
-// ensureRules gives the table the rules that it lacks. With own, it takes away those of its own addresses about requests, unless there
-// are to be any. With exact, it removes all others, too. All of it happens at once. It tells whether it has removed any.
-func ensureRules(name string, addresses []netip.Addr, withRequests, own, exact bool) (removed bool, err error) {
+// removal is which rules of the table go that are not to be there, each with those before it.
+type removal int
+
+const (
+	none           removal = iota
+	own                    // about requests to its own addresses
+	othersRequests         // about requests to other addresses
+	all
+)
+
+// ensureRules gives the table the rules that it lacks, and takes some away. All of it happens at once. It tells whether it has removed
+// any.
+func ensureRules(name string, addresses []netip.Addr, withRequests bool, which removal) (removed bool, err error) {
 	prerouting, output := hooks(name)
-	want, all := untracked(name, addresses, withRequests), untracked(name, addresses, true)
+	want, ofOwn := untracked(name, addresses, withRequests), untracked(name, addresses, true)
 	remove := func(comment string) bool {
-		yes := exact || own && slices.ContainsFunc(all, func(r rule) bool { return r.comment == comment })
+		yes := which == all || which >= own && slices.ContainsFunc(ofOwn, func(r rule) bool { return r.comment == comment }) ||
+			which >= othersRequests && strings.HasPrefix(comment, commentPrefix+words[requests])
 		removed = removed || yes
 		return yes
 	}

@@ -78,8 +78,7 @@ func (s *setup) sync() (err error) {
 		there, err = ensureLink(s.iface, s.addresses, false)
 	}
 	if s.setRules {
-		// At the start of a pod, the one that it takes the place of may serve.
-		removed, rulesErr := ensureRules(s.iface, s.addresses, s.serving, !s.once, alone)
+		removed, rulesErr := s.ensureRules(alone)
 		if removed && alone {
 			time.Sleep(drainTime)
 		}
@@ -100,6 +99,24 @@ func (s *setup) sync() (err error) {
 		err = errors.Join(err, linkErr)
 	}
 	return err
+}
+
+// ensureRules gives the table its rules. While the cache serves, which addresses have queries is for the one that came last to say: it
+// takes rules about requests from those that only the other has, and the other does not put them back. So kube-proxy has the queries
+// before that one's cache ends.
+func (s *setup) ensureRules(alone bool) (removed bool, err error) {
+	which := own
+	switch {
+	case alone:
+		which = all
+	case s.once: // the pod that this one takes the place of may serve
+		which = none
+	case s.serving && s.presence.younger():
+		return false, nil
+	case s.serving:
+		which = othersRequests
+	}
+	return ensureRules(s.iface, s.addresses, s.serving, which)
 }
 
 // keep looks again and again until ctx ends. Trouble is told when it comes, and when it changes.
@@ -228,13 +245,13 @@ func (s *setup) teardown() error {
 		if !s.setRules {
 			return nil
 		}
-		_, err := ensureRules(s.iface, s.addresses, false, true, false)
+		_, err := ensureRules(s.iface, s.addresses, false, own)
 		return err
 	}
 	var err error
 	if s.setRules {
 		if s.serving {
-			_, err = ensureRules(s.iface, s.addresses, false, true, true)
+			_, err = ensureRules(s.iface, s.addresses, false, all)
 			time.Sleep(drainTime)
 		}
 		err = errors.Join(err, removeRules(s.iface))
@@ -304,15 +321,12 @@ func (p *presence) lastCame() time.Time {
 	return time.Time{}
 }
 
+// younger tells whether another one has come since.
+func (p *presence) younger() bool { return p.file != nil && p.lastCame().After(p.came) }
+
 // expected tells whether another one has come since, and not long ago: the init container of a pod whose second container is about
 // to start.
-func (p *presence) expected() bool {
-	if p.file == nil {
-		return false
-	}
-	last := p.lastCame()
-	return last.After(p.came) && time.Since(last) < comeWait
-}
+func (p *presence) expected() bool { return p.younger() && time.Since(p.lastCame()) < comeWait }
 
 // last tells whether there is no other one, and lets none come until leave. Of several that end at the same time, it is true for one:
 // each gives its lock up first.
