@@ -153,9 +153,10 @@ func TestControl(t *testing.T) {
 		t.Errorf("after the reloads, the upstream was asked %d times", n)
 	}
 
+	done(t, addr, "alive")
+
 	// What is flushed is not in the snapshot, even if the process is killed at once.
 	done(t, addr, "snapshot")
-	done(t, addr, "alive")
 	done(t, addr, "flush", hostName(3))
 	s.stopped = true
 	s.signal(syscall.SIGKILL)

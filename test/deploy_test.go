@@ -626,6 +626,10 @@ func checkRollout(t *testing.T, b base) {
 			if r := o.Spec.UpdateStrategy.RollingUpdate; r == nil || r.MaxUnavailable.String() != "0" || r.MaxSurge == nil || o.Spec.MinReadySeconds < 1 {
 				t.Errorf("%s leaves nodes without a pod: %v", o.Name, o.Spec.UpdateStrategy)
 			}
+			const late = 10 // seconds until the kubelet has noticed and the controller knows
+			if p := b.container().ReadinessProbe; p.PeriodSeconds*p.FailureThreshold+p.TimeoutSeconds+late > o.Spec.MinReadySeconds {
+				t.Errorf("available after %d s, before the probe %v has failed", o.Spec.MinReadySeconds, p)
+			}
 		}
 	}
 	if !b.pod.Spec.HostNetwork {
@@ -636,14 +640,6 @@ func checkRollout(t *testing.T, b base) {
 	for _, p := range []*corev1.Probe{c.StartupProbe, c.LivenessProbe, c.ReadinessProbe} {
 		if p == nil || p.Exec == nil || !slices.Equal(p.Exec.Command, []string{"optcachectl", "alive"}) {
 			t.Errorf("a probe that does not tell this pod from another one on the node: %v", p)
-		}
-	}
-	for _, o := range b.objects {
-		if o, ok := o.(*appsv1.DaemonSet); ok {
-			const late = 10 // of the kubelet, and of the news
-			if p := c.ReadinessProbe; p.PeriodSeconds*p.FailureThreshold+p.TimeoutSeconds+late > o.Spec.MinReadySeconds {
-				t.Errorf("available after %d s, before the probe %v has failed", o.Spec.MinReadySeconds, p)
-			}
 		}
 	}
 }

@@ -153,7 +153,7 @@ func xtPort(protocol string, w way) *expr.Match {
 	return &expr.Match{Name: protocol, Info: &xt.Udp{SrcPorts: source, DstPorts: destination}}
 }
 
-// removal is which rules of the table go that are not to be there, each with those before it.
+// removal says which unwanted rules of the table are removed. Each value includes those before it.
 type removal int
 
 const (

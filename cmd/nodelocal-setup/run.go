@@ -101,9 +101,9 @@ func (s *setup) sync() (err error) {
 	return err
 }
 
-// ensureRules gives the table its rules. While the cache serves, which addresses have queries is for the one that came last to say: it
-// takes rules about requests from those that only the other has, and the other does not put them back. So kube-proxy has the queries
-// before that one's cache ends.
+// ensureRules gives the table its rules. Of two pods on a node, the one that came last decides which addresses are asked: while the
+// cache serves, it removes the rules about requests to other addresses, and the older one does not restore them. So kube-proxy has
+// those requests before the older cache ends.
 func (s *setup) ensureRules(alone bool) (removed bool, err error) {
 	which := own
 	switch {

@@ -328,13 +328,6 @@ func nodeCache(t *testing.T) {
 		t.Errorf("%d lookups have failed", sum.failed)
 	}
 	// And forth, where node-cache had the cluster IP and could not take its rules away.
-	rules := func() string {
-		out, err := exec.Command("iptables", "-t", "raw", "-S").CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		return string(out)
-	}
 	commands := []string{"ip addr add " + clusterDNS + "/32 dev nodelocaldns"}
 	for _, ip := range []string{localDNS, clusterDNS} {
 		commands = append(commands, "iptables -t raw -A PREROUTING -d "+ip+" -p udp --dport 53 -j NOTRACK", "iptables -t raw -A OUTPUT -s "+ip+" -p udp --sport 53 -j NOTRACK")
@@ -343,8 +336,8 @@ func nodeCache(t *testing.T) {
 		t.Fatal(err)
 	}
 	come()
-	if left := rules(); strings.Contains(left, "/32") {
-		t.Errorf("node-cache has left\n%s", left)
+	if left, err := exec.Command("iptables", "-t", "raw", "-S").CombinedOutput(); err != nil || strings.Contains(string(left), "/32") {
+		t.Errorf("node-cache has left %v\n%s", err, left)
 	}
 	looksUp(t, "tools")
 }

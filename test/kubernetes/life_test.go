@@ -128,6 +128,13 @@ func processOf(t *testing.T, pod string) int {
 	return 0
 }
 
+func sendSignal(t *testing.T, pid int, signal syscall.Signal) {
+	t.Helper()
+	if err := syscall.Kill(pid, signal); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // endServers ends a server of each workload, as a node does and as a crash does. The container starts again, and has its answers.
 func endServers(t *testing.T) {
 	for name, workload := range workloads {
@@ -147,9 +154,7 @@ func endServers(t *testing.T) {
 			if got := system(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount}"); got != fmt.Sprint(i) {
 				t.Fatalf("%s has been restarted %s times before", pod, got)
 			}
-			if err := syscall.Kill(processOf(t, pod), signal); err != nil {
-				t.Fatal(err)
-			}
+			sendSignal(t, processOf(t, pod), signal)
 			eventually(t, pod+" is ready again", 2*time.Minute, func() error {
 				got := system(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].ready}")
 				if got != fmt.Sprint(i+1, " true") {
@@ -235,9 +240,7 @@ func hangsInRollout(t *testing.T, workload string) {
 		return errors.New("it is not")
 	})
 	process := processOf(t, young)
-	if err := syscall.Kill(process, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	sendSignal(t, process, syscall.SIGSTOP)
 	eventually(t, "the new pod is not ready any more", 40*time.Second, func() error {
 		if ready(young) {
 			return errors.New("it is")
@@ -250,9 +253,7 @@ func hangsInRollout(t *testing.T, workload string) {
 			t.Fatalf("the old pod, ready %v, ends at %q", ready(old), gone)
 		}
 	}
-	if err := syscall.Kill(process, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	sendSignal(t, process, syscall.SIGCONT)
 	rolledOut(t, workload)
 }
 

@@ -27,8 +27,9 @@ const (
 	roleFirst    = "first"
 	roleNode     = "node"
 
-	groups      = "/sys/fs/cgroup"
-	groupPrefix = "optcache-test-" // the outside's process ID follows, as it does here:
+	groups = "/sys/fs/cgroup"
+	// The process ID of the test outside follows both.
+	groupPrefix = "optcache-test-"
 	dirPrefix   = "optcache-kubernetes-"
 )
 

@@ -97,23 +97,16 @@ func atClusterIP(t *testing.T) {
 	if n := system(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].restartCount}{.status.initContainerStatuses[*].restartCount}"); strings.Trim(n, "0 ") != "" {
 		t.Errorf("%s has been restarted: %s", pod, n)
 	}
-	// The server hangs. Queries are lost until that is noticed; then cluster DNS answers, and as nobody else does, the answers are its.
+	// The server hangs. Queries are lost until that is noticed; then cluster DNS answers.
 	process := processOf(t, pod)
-	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
-		if err := syscall.Kill(process, signal); err != nil {
-			t.Fatal(err)
-		}
-		if signal == syscall.SIGSTOP {
-			looksUpWithin(t, 15*time.Second)
-			looksUp(t, "tools")
-		}
-	}
+	sendSignal(t, process, syscall.SIGSTOP)
+	looksUpWithin(t, 15*time.Second)
+	looksUp(t, "tools")
+	sendSignal(t, process, syscall.SIGCONT)
 	hasThem(t, true, "when it hangs no more", shortly)
 
 	// The server crashes, and comes again. A query that is under way is lost, and those until it is noticed.
-	if err := syscall.Kill(process, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	sendSignal(t, process, syscall.SIGKILL)
 	looksUpWithin(t, 15*time.Second)
 	hasThem(t, true, "after a crash", time.Minute)
 
